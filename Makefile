@@ -1,0 +1,66 @@
+# make demo    a virtual environment, the build, then two real trainings
+# make test    the same set-up, then all tests
+#
+# PYTHON  the interpreter to begin with
+# VENV    the virtual environment; "none" takes PYTHON as it is, installs nothing and builds in place
+# TORCH   the torch to install, 2.11 to 2.15 (each in a VENV of its own); empty: the one PYTHON has
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+
+ifeq ($(VENV),none)
+    PY := $(PYTHON)
+    STAMPS := build/stamps
+    BUILD := $(PY) setup.py build_ext --inplace
+else
+    PY := $(abspath $(VENV))/bin/python
+    STAMPS := $(VENV)/stamps
+    BUILD := $(PY) -m pip install --no-build-isolation --editable '.[test,demo,bench,lint]'
+    export PATH := $(abspath $(VENV))/bin:$(PATH)# where the build looks for ninja
+endif
+
+.PHONY: demo test load-test bench lint format venv build clean
+
+demo: build
+	$(PY) -m demo
+
+test: build
+	$(PY) -m pytest
+
+load-test: build
+	$(PY) -m tests.load_matrix
+
+bench: build
+	$(PY) -m bench logits --device cpu
+
+lint: build
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	clang-format --dry-run -Werror $(CPP)
+
+format: build
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+	clang-format -i $(CPP)
+
+venv: $(STAMPS)/venv
+build: $(STAMPS)/build
+
+$(STAMPS)/venv:
+ifneq ($(VENV),none)
+	$(PYTHON) -m venv $(if $(TORCH),,--system-site-packages) $(VENV)
+	$(PY) -m pip install $(TORCH) ninja 'pybind11>=2.13' 'setuptools>=77,<82' wheel
+endif
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(STAMPS)/build: $(STAMPS)/venv setup.py pyproject.toml $(CPP)
+	$(BUILD)
+	touch $@
+
+clean:
+	rm -rf build out *.egg-info torchce_cuda/*.so $(STAMPS)/build
+	find . -name __pycache__ -prune -exec rm -rf {} +

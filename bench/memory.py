@@ -1,0 +1,88 @@
+"""Peak memory of a call as the growth of the resident set, in a process of its own per provider.
+
+Memory that earlier calls left with the allocator would hide what a call needs. So the process
+returns freed blocks to the system at once, calls once to load and compile, and only then resets the
+kernel's high-water mark.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.cases import OPTIONS
+from bench.environment import ROOT
+from bench.problem import CALL_OF_WORK, Problem
+from bench.providers import PROVIDERS
+from bench.shapes import SHAPES
+
+# glibc otherwise raises its thresholds with every large block freed, up to keeping 32 MiB blocks.
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def resident_growth(run: Callable[[], object]) -> int:
+    """Bytes by which the resident set of this process grows at most while `run` runs."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to the present size
+    before = _status_bytes("VmRSS")
+    result = run()
+    peak = _status_bytes("VmHWM")
+    del result
+    return max(0, peak - before)
+
+
+def measure(
+    provider: str, shape: str, dtype: str, threads: int, cases: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], int]:
+    """Peak growth in bytes of each (work, option), in a new process; empty where it fails."""
+    request = {
+        "provider": provider,
+        "shape": shape,
+        "dtype": dtype,
+        "threads": threads,
+        "cases": cases,
+    }
+    finished = subprocess.run(
+        [sys.executable, "-m", "bench.memory"],
+        input=json.dumps(request),
+        cwd=ROOT,
+        env=os.environ | RETURN_FREED,
+        capture_output=True,
+        text=True,
+    )
+    if finished.returncode != 0:
+        reason = finished.stderr.strip().splitlines()[-1:]
+        print(f"  no memory of {provider}: {' '.join(reason)}", file=sys.stderr)
+        return {}
+    return {(work, option): growth for work, option, growth in json.loads(finished.stdout)}
+
+
+def _answer(request: dict) -> list[tuple[str, str, int]]:
+    torch.set_num_threads(request["threads"])
+    problem = Problem(SHAPES[request["shape"]], getattr(torch, request["dtype"]))
+    provider = PROVIDERS[request["provider"]]
+    answers = []
+    for work, option in request["cases"]:
+        call = CALL_OF_WORK[work](provider.load(work), problem, OPTIONS[option])
+        call.prepare()
+        call.run()
+        call.prepare()
+        answers.append((work, option, resident_growth(call.run)))
+    return answers
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(json.load(sys.stdin))))

@@ -1,0 +1,107 @@
+"""The rows of a result file: one CSV per machine and thread count, raw numbers only."""
+
+import csv
+import dataclasses
+import re
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+OK = "ok"
+WRONG = "wrong"  # loss or gradient too far from float64: not timed
+FAILED = "failed"  # raised: not timed
+
+
+@dataclass(frozen=True)
+class Result:
+    """One provider at one case. Times are microseconds per call; None: not measured."""
+
+    device: str
+    shape: str
+    size: str
+    dtype: str
+    work: str
+    option: str
+    provider: str
+    status: str
+    detail: str  # why it is wrong or failed
+    median_us: float | None
+    q1_us: float | None
+    q3_us: float | None
+    rounds: int | None
+    calls: int | None  # calls averaged in each round
+    bytes: int  # that the work must move
+    copy_us: float | None  # median time of copying the logits in the same rounds
+    copy_bytes: int  # moved by that copy
+    others_share: float | None  # of the processors, taken by other processes during these rounds
+    peak_bytes: int | None  # growth of the resident set
+    loss_error: float | None  # largest relative errors against float64
+    target_error: float | None
+    other_error: float | None
+    machine: str
+    threads: str
+    isa: str
+    torch: str
+    python: str
+    package: str
+    commit: str
+    date: str
+    command: str
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What is measured in the same rounds and so replaced as a whole."""
+        return (self.device, self.shape, self.dtype, self.work)
+
+
+COLUMNS = [field.name for field in dataclasses.fields(Result)]
+_TYPES = typing.get_type_hints(Result)
+
+
+def read(path: Path) -> list[Result]:
+    """The rows of a file, in its order."""
+    with path.open(newline="") as file:
+        return [
+            Result(**{name: _parse(name, row[name]) for name in COLUMNS})
+            for row in csv.DictReader(file)
+        ]
+
+
+def write(path: Path, results: Iterable[Result]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for result in results:
+            writer.writerow([_format(getattr(result, name)) for name in COLUMNS])
+
+
+def merge(path: Path, measured: list[Result]) -> None:
+    """Put new rows into a file: they replace the groups that they measured again, as a whole."""
+    replaced = {result.group for result in measured}
+    kept = (
+        [result for result in read(path) if result.group not in replaced] if path.exists() else []
+    )
+    write(path, kept + measured)
+
+
+def file_name(device: str, machine: str, threads: int) -> str:
+    """cpu, "AMD EPYC", 2 -> cpu-amd-epyc-2-threads.csv"""
+    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    return f"{device}-{slug}-{threads}-threads.csv"
+
+
+def _parse(name: str, text: str) -> str | int | float | None:
+    wanted = _TYPES[name]
+    if wanted is str:
+        return text
+    if not text:
+        return None
+    return int(text) if wanted in (int, int | None) else float(text)
+
+
+def _format(value: str | int | float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,221 @@
+"""One run: check against float64, weigh, time interleaved, and write each shape when done."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench import environment, memory, results, traffic
+from bench.cases import OPTIONS, PLAIN, Option
+from bench.check import TOLERANCE, Errors, Expected
+from bench.problem import CALL_OF_WORK, Copy, Forward, Problem
+from bench.providers import PROVIDERS, Provider
+from bench.results import Result
+from bench.shapes import Shape
+from bench.timing import Summary, interleave
+
+COPY = "copy"
+
+# More than this share of the processors taken by others is called out: threads that meet at
+# the end of a loop then wait for the scheduler, which makes milliseconds of microseconds.
+QUIET = 0.02
+
+# The resident set grows in pages and blocks of the allocator: below this it says little of a call.
+MIN_BYTES_TO_WEIGH = 4 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run measures."""
+
+    device: str
+    shapes: Sequence[Shape]
+    dtypes: Sequence[str] | None  # None: those of each shape
+    works: Sequence[str]
+    options: Sequence[str] | None  # None: all where the shape says so, else the plain loss
+    minutes: float | None  # no shape is begun later
+    weigh: bool
+    threads: int
+    csv: Path | None
+
+    def problems(self) -> list[tuple[Shape, str]]:
+        return [
+            (shape, dtype)
+            for shape in self.shapes
+            for dtype in shape.dtypes
+            if self.dtypes is None or dtype in self.dtypes
+        ]
+
+    def options_of(self, shape: Shape) -> list[Option]:
+        names = self.options or (OPTIONS if shape.every_option else [PLAIN])
+        return [OPTIONS[name] for name in names]
+
+
+@dataclass
+class Contender:
+    """A provider at one work and option, with what is known of it so far."""
+
+    work: str
+    option: Option
+    provider: Provider
+    call: Forward | None = None
+    status: str = results.OK
+    detail: str = ""
+    errors: Errors | None = None
+    peak_bytes: int | None = None
+    time: Summary | None = None
+    copy_time: Summary | None = None
+    others_share: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.option.name} {self.provider.name}"
+
+
+def run(plan: Plan) -> Path:
+    """Measure the plan; returns the file that holds the results."""
+    torch.set_num_threads(plan.threads)
+    described = environment.describe()
+    name = results.file_name(plan.device, described["machine"], plan.threads)
+    path = plan.csv or environment.ROOT / "bench" / "results" / name
+    providers = available_providers()
+
+    problems = plan.problems()
+    started = time.monotonic()
+    for index, (shape, dtype) in enumerate(problems):
+        if plan.minutes is not None and time.monotonic() - started > plan.minutes * 60:
+            left = ", ".join(f"{shape.name} {dtype}" for shape, dtype in problems[index:])
+            say(f"out of time, not measured: {left}")
+            break
+        say(f"[{index + 1}/{len(problems)}] {shape.name} {shape.label} {dtype}")
+        contenders = measure(plan, shape, dtype, providers)
+        results.merge(path, [to_result(plan, shape, dtype, each, described) for each in contenders])
+    return path
+
+
+def available_providers() -> list[Provider]:
+    """Those that load; the others are named with the reason."""
+    available = []
+    for provider in PROVIDERS.values():
+        try:
+            provider.load("forward")
+        except ImportError as error:
+            say(f"skipped {provider.name}: {error}")
+        else:
+            available.append(provider)
+    return available
+
+
+def measure(plan: Plan, shape: Shape, dtype: str, providers: Sequence[Provider]) -> list[Contender]:
+    """Every contender at one shape and dtype."""
+    problem = Problem(shape, getattr(torch, dtype))
+    contenders = []
+    for option in plan.options_of(shape):
+        expected = Expected(problem, option)  # float64 and large: of one option at a time
+        for provider in providers:
+            if provider.supports(option):
+                for work in plan.works:
+                    contender = Contender(work, option, provider)
+                    check(contender, problem, expected)
+                    contenders.append(contender)
+
+    right = [contender for contender in contenders if contender.status == results.OK]
+    if plan.weigh and problem.logits.nbytes >= MIN_BYTES_TO_WEIGH:
+        for provider in providers:
+            weigh(plan, problem, [each for each in right if each.provider is provider])
+    for work in plan.works:
+        time_work(problem, [each for each in right if each.work == work])
+    return contenders
+
+
+def check(contender: Contender, problem: Problem, expected: Expected) -> None:
+    """Build the call and compare it with float64; a contender that fails here is never timed."""
+    try:
+        loss = contender.provider.load(contender.work)
+        call = CALL_OF_WORK[contender.work](loss, problem, contender.option)
+        contender.errors = expected.errors(call)
+        call.release()
+    # Whatever a provider raises is a result about the provider, it does not end the run.
+    except Exception as error:
+        contender.status = results.FAILED
+        contender.detail = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    else:
+        contender.call = call
+        if not contender.errors.within(TOLERANCE[problem.dtype]):
+            contender.status = results.WRONG
+            contender.detail = str(contender.errors)
+    if contender.status != results.OK:
+        say(f"  {contender.status}: {contender.work} {contender.name}: {contender.detail}")
+
+
+def weigh(plan: Plan, problem: Problem, contenders: Sequence[Contender]) -> None:
+    """Peak memory of the contenders of one provider."""
+    if not contenders:
+        return
+    growth = memory.measure(
+        contenders[0].provider.name,
+        problem.shape.name,
+        str(problem.dtype).removeprefix("torch."),
+        plan.threads,
+        [(each.work, each.option.name) for each in contenders],
+    )
+    for each in contenders:
+        each.peak_bytes = growth.get((each.work, each.option.name))
+
+
+def time_work(problem: Problem, contenders: Sequence[Contender]) -> None:
+    """Time the contenders of one kind of work, and a copy, in the same rounds."""
+    if not contenders:
+        return
+    calls = {each.name: each.call for each in contenders}
+    others = environment.OtherProcesses()
+    times = interleave(calls | {COPY: Copy(problem)})
+    share = others.share()
+    if share is not None and share > QUIET:
+        say(f"  busy machine: other processes took {share:.0%} of the processors")
+    for each in contenders:
+        each.others_share = share
+        each.time = times[each.name]
+        each.copy_time = times[COPY]
+        spread = (each.time.q3 - each.time.q1) / each.time.median
+        say(f"  {each.work:16} {each.name:36} {each.time.median:12.1f} us, IQR {spread:.1%}")
+
+
+def to_result(
+    plan: Plan, shape: Shape, dtype: str, contender: Contender, described: dict[str, str]
+) -> Result:
+    size = (shape.rows, shape.cols, getattr(torch, dtype).itemsize)
+    errors, times = contender.errors, contender.time
+    bytes_moved = traffic.BYTES_OF_WORK[contender.work](*size, contender.option.probabilities)
+    return Result(
+        device=plan.device,
+        shape=shape.name,
+        size=shape.label,
+        dtype=dtype,
+        work=contender.work,
+        option=contender.option.name,
+        provider=contender.provider.name,
+        status=contender.status,
+        detail=contender.detail,
+        median_us=times and times.median,
+        q1_us=times and times.q1,
+        q3_us=times and times.q3,
+        rounds=times and times.rounds,
+        calls=times and times.calls,
+        bytes=bytes_moved,
+        copy_us=contender.copy_time and contender.copy_time.median,
+        copy_bytes=traffic.copy(*size),
+        others_share=contender.others_share,
+        peak_bytes=contender.peak_bytes,
+        loss_error=errors and errors.loss,
+        target_error=errors and errors.target,
+        other_error=errors and errors.other,
+        **described,
+    )
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

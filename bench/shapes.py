@@ -1,0 +1,66 @@
+"""Named shapes, in order of worth: a run with too little time leaves out the last ones."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Logits of one real model head, classes in dimension 1."""
+
+    name: str
+    size: tuple[int, ...]  # [N, C, d1, ...]
+    why: str
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    every_option: bool = False  # measure every option here, elsewhere only the plain loss
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.size) // self.cols
+
+    @property
+    def cols(self) -> int:
+        return self.size[1]
+
+    @property
+    def target_size(self) -> tuple[int, ...]:
+        return self.size[:1] + self.size[2:]
+
+    @property
+    def label(self) -> str:
+        return "x".join(map(str, self.size))
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("llama2", (1024, 32000), "a language model's head", every_option=True),
+        Shape(
+            "small",
+            (64, 10),
+            "a digits classifier: nothing but the latency of a call",
+            dtypes=("float32",),
+            every_option=True,
+        ),
+        Shape("imagenet", (8192, 1000), "many short rows", every_option=True),
+        Shape(
+            "segmentation",
+            (8, 21, 512, 512),
+            "classes in the middle: neighbouring pixels, not neighbouring classes, share a line",
+            dtypes=("float32",),
+            every_option=True,
+        ),
+        Shape("gpt2", (1024, 50257), "an odd number of classes: no row starts aligned"),
+        Shape("llama3", (256, 128256), "rows of half a megabyte"),
+        Shape("llama3-decode", (16, 128256), "few rows"),
+        Shape(
+            "gemma-decode",
+            (2, 256000),
+            "two rows: the threads must share a row, or most of them wait",
+        ),
+        Shape("gemma", (128, 256000), "the largest vocabulary in wide use"),
+        Shape("qwen", (216, 151936), "the vocabulary of Qwen 2.5"),
+        Shape("tokens-64k", (512, 65536), "a power of two: rows that meet in the same cache sets"),
+        Shape("characters", (8192, 4096), "rows that fit the L1 cache"),
+    )
+}

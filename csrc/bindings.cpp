@@ -1,0 +1,55 @@
+// Introspection and test hooks for Python: no tensors, so nothing here touches the ops' ABI.
+#include <pybind11/pybind11.h>
+
+#include "cpu/simd.h"
+#include "row_math.h"
+
+namespace py = pybind11;
+
+namespace torchce {
+namespace {
+
+// One class-index row without a spread, from the sums a kernel would have: for tests of row_math.h.
+template <class Acc>
+py::dict finish_index_row(Acc others_max, Acc others_sum, Acc target_logit, Acc weight, double gamma,
+                          double z_loss) {
+  RowSums<Acc> others;
+  others.max = others_max;
+  others.sum = others_sum;
+  RowOptions options;
+  options.gamma = gamma;
+  options.z_loss = z_loss;
+  const RowResult<Acc> row =
+      finish_row(normalise(others, target_logit), weight, Acc(0), SpreadTerms<Acc>{}, options);
+  py::dict out;
+  out["loss"] = row.loss;
+  out["max"] = row.state.max;
+  out["coef"] = row.state.coef;
+  out["target_grad"] = row.state.target_grad;
+  return out;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["isa"] = cpu::isa_name();
+  info["compiler"] = __VERSION__;
+  info["cuda"] = static_cast<bool>(TORCHCE_WITH_CUDA);
+  return info;
+}
+
+}  // namespace
+}  // namespace torchce
+
+PYBIND11_MODULE(_C, m) {
+  using namespace torchce;
+  m.doc() = "Build information and scalar test hooks; the ops are in torch.ops.torchce.";
+  m.def("build_info", &build_info);
+  m.def("finish_index_row_f32", &finish_index_row<float>);
+  m.def("finish_index_row_f64", &finish_index_row<double>);
+  m.def("exp_nonpos_f32", [](float x) { return exp_nonpos(x); });
+  m.def("exp_nonpos_f64", [](double x) { return exp_nonpos(x); });
+  m.def("log_positive_f32", [](float x) { return log_positive(x); });
+  m.def("log1p_nonneg_f32", [](float x) { return log1p_nonneg(x); });
+  m.def("tanh_f32", [](float x) { return tanh_any(x); });
+  m.def("one_minus_exp_f32", [](float r) { return one_minus_exp(r, exp_nonpos(-r)); });
+}

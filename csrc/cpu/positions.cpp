@@ -1,0 +1,382 @@
+// Cross entropy where positions, not classes, are neighbours in memory: (N, C, d1, ..) and transposed
+// (N, C). A block is kLanes positions by kClassTile classes in a stack buffer; every loop runs along
+// the positions, so nothing is permuted, nothing is reduced across lanes, and a position's bits do
+// not depend on its neighbours.
+//
+// Moves     as rows.cpp: forward reads each logit once, backward reads once and writes once. Where all
+//           classes fit one class tile, forward_backward finds its second look in L1.
+// Bound     memory, in runs of kLanes * b bytes per class.
+#include <algorithm>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "row_access.h"
+#include "simd.h"
+
+namespace torchce::cpu {
+namespace {
+
+constexpr int kLanes = 256;
+constexpr int kClassTile = 32;
+constexpr int64_t kGrainLogits = 32768;
+
+template <class T>
+class Positions {
+  using Acc = acc_t<T>;
+  using Int = typename ExpTraits<Acc>::Int;  // as wide as Acc: comparisons fit the same vectors
+
+  // One value per position; `[[maybe_unused]]` lanes past the block's count hold harmless numbers.
+  using Lane = Acc[kLanes];
+
+  struct alignas(64) Block {
+    int64_t row;  // of lane 0
+    int count, padded;
+    Int target[kLanes];  // class index, or -1: ignored, or no index (probabilities)
+    Lane keep;           // 1, or 0 where ignored
+  };
+
+  struct alignas(64) Grid {
+    Acc z[kClassTile][kLanes];
+    Acc q[kClassTile][kLanes];
+  };
+
+ public:
+  explicit Positions(const Problem& problem)
+      : problem_(problem),
+        scale_(Acc(problem.options.logit_scale)),
+        softcap_(Acc(problem.options.logit_softcap)),
+        gamma_(Acc(problem.options.gamma)),
+        kept_(Acc(1 - problem.options.label_smoothing)),
+        smoothing_(Acc(problem.options.label_smoothing / static_cast<double>(problem.cols))),
+        run_(problem.logits.layout.inner_size()) {
+    if (problem.target_kind == TargetKind::probabilities) {
+      run_ = std::min(run_, problem.probabilities.layout.inner_size());
+    }
+    if (problem.grad != nullptr) run_ = std::min(run_, problem.grad_layout.inner_size());
+    blocks_per_run_ = (run_ + kLanes - 1) / kLanes;
+  }
+
+  void forward() const {
+    for_each_block([this](const Block& block) { forward_block(block); });
+  }
+  void backward() const {
+    for_each_block([this](const Block& block) { backward_block(block); });
+  }
+  void forward_backward() const {
+    for_each_block([this](const Block& block) {
+      forward_block(block);
+      backward_block(block);
+    });
+  }
+
+ private:
+  template <class Body>
+  void for_each_block(const Body& body) const {
+    const int64_t blocks = problem_.rows / run_ * blocks_per_run_;
+    const int64_t block_logits = std::min<int64_t>(kLanes, run_) * problem_.cols;
+    parallel_for(blocks, std::max<int64_t>(1, kGrainLogits / block_logits),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t index = begin; index < end; ++index) body(block(index));
+                 });
+  }
+
+  Block block(int64_t index) const {
+    Block block;
+    const int64_t start = index % blocks_per_run_ * kLanes;
+    block.row = index / blocks_per_run_ * run_ + start;
+    block.count = static_cast<int>(std::min<int64_t>(kLanes, run_ - start));
+    block.padded = (block.count + 15) / 16 * 16;
+    const bool indexed = problem_.target_kind != TargetKind::probabilities;
+    for (int lane = 0; lane < block.padded; ++lane) {
+      const bool ignored = lane >= block.count || is_ignored(problem_, block.row + lane);
+      block.keep[lane] = ignored ? Acc(0) : Acc(1);
+      block.target[lane] =
+          ignored || !indexed ? Int(-1) : static_cast<Int>(read_index(problem_, block.row + lane));
+    }
+    return block;
+  }
+
+  Acc weight(int64_t index) const {
+    return problem_.weight == nullptr ? Acc(1) : static_cast<const Acc*>(problem_.weight)[index];
+  }
+
+  // Classes [begin, begin + classes) of a block, one line per class.
+  template <class S>
+  void load_lines(const void* data, const RowLayout& layout, const Block& block, int64_t begin,
+                  int classes, Acc (*lines)[kLanes]) const {
+    const S* source =
+        static_cast<const S*>(data) + layout.offset(block.row) + begin * layout.class_stride;
+    const int64_t step = layout.class_stride;
+    const int count = block.count, padded = block.padded;
+    multiversion([=] {
+      for (int c = 0; c < classes; ++c) {
+        for (int lane = 0; lane < count; ++lane) lines[c][lane] = to_acc(source[c * step + lane]);
+        for (int lane = count; lane < padded; ++lane) lines[c][lane] = 0;
+      }
+    });
+  }
+
+  void load_logits(const Block& block, int64_t begin, int classes, Grid& grid) const {
+    load_lines<T>(problem_.logits.data, problem_.logits.layout, block, begin, classes, grid.z);
+    if (softcap_ == Acc(0) && scale_ == Acc(1)) return;
+    const int padded = block.padded;
+    const Acc scale = scale_, softcap = softcap_;
+    multiversion([=, &grid] {
+      for (int c = 0; c < classes; ++c) {
+        for (int lane = 0; lane < padded; ++lane) {
+          grid.z[c][lane] = transform_logit(grid.z[c][lane], scale, softcap);
+        }
+      }
+    });
+  }
+
+  void load_spread(const Block& block, int64_t begin, int classes, Grid& grid) const {
+    const int padded = block.padded;
+    const Acc kept = kept_, smoothing = smoothing_;
+    const Acc* weights =
+        problem_.weight == nullptr ? nullptr : static_cast<const Acc*>(problem_.weight) + begin;
+    if (problem_.target_kind != TargetKind::probabilities) {
+      multiversion([=, &grid] {
+        for (int c = 0; c < classes; ++c) {
+          const Acc value = weights == nullptr ? smoothing : smoothing * weights[c];
+          for (int lane = 0; lane < padded; ++lane) grid.q[c][lane] = value;
+        }
+      });
+      return;
+    }
+    const Strided& source = problem_.probabilities;
+    if constexpr (std::is_same_v<Acc, double>) {
+      load_lines<double>(source.data, source.layout, block, begin, classes, grid.q);
+    } else {
+      visit_dtype<float, float, BFloat16, Float16>(source.dtype, [&](auto type) {
+        load_lines<typename decltype(type)::type>(source.data, source.layout, block, begin, classes,
+                                                  grid.q);
+      });
+    }
+    multiversion([=, &grid] {
+      for (int c = 0; c < classes; ++c) {
+        const Acc w = weights == nullptr ? Acc(1) : weights[c];
+        for (int lane = 0; lane < padded; ++lane) {
+          grid.q[c][lane] = (grid.q[c][lane] * kept + smoothing) * w;
+        }
+      }
+    });
+  }
+
+  struct alignas(64) Sums {
+    Lane max, sum, spread_weight, spread_gap, target_logit;
+  };
+
+  // Adds one class tile to the sums of the classes before it.
+  void add_tile(const Block& block, int64_t begin, int classes, const Grid& grid, Sums& sums) const {
+    const int padded = block.padded;
+    const bool spread = problem_.has_spread() && !problem_.has_focal_spread();
+    multiversion([=, &block, &grid, &sums] {
+      alignas(64) Lane max, reference, sum, spread_weight, spread_gap;
+      for (int lane = 0; lane < padded; ++lane) max[lane] = -Acc(INFINITY);
+      for (int c = 0; c < classes; ++c) {
+        for (int lane = 0; lane < padded; ++lane) {
+          const Acc z = grid.z[c][lane];
+          max[lane] = max[lane] < z ? z : max[lane];
+        }
+      }
+      for (int lane = 0; lane < padded; ++lane) {
+        reference[lane] = max[lane] == -Acc(INFINITY) ? Acc(0) : max[lane];
+        sum[lane] = spread_weight[lane] = spread_gap[lane] = 0;
+      }
+      for (int c = 0; c < classes; ++c) {
+        const Int index = static_cast<Int>(begin + c);
+        for (int lane = 0; lane < padded; ++lane) {
+          const Acc z = grid.z[c][lane];
+          const Acc e = exp_nonpos(z - reference[lane]);
+          const bool is_target = block.target[lane] == index;
+          sum[lane] += is_target ? Acc(0) : e;
+          sums.target_logit[lane] = is_target ? z : sums.target_logit[lane];
+        }
+      }
+      if (spread) {
+        for (int c = 0; c < classes; ++c) {
+          for (int lane = 0; lane < padded; ++lane) {
+            const Acc q = grid.q[c][lane];
+            spread_weight[lane] += q;
+            spread_gap[lane] += spread_term(q, reference[lane] - grid.z[c][lane]);
+          }
+        }
+      }
+      for (int lane = 0; lane < padded; ++lane) {
+        const RowSums<Acc> before{sums.max[lane], sums.sum[lane], sums.spread_weight[lane],
+                                  sums.spread_gap[lane]};
+        const RowSums<Acc> tile{max[lane], sum[lane], spread_weight[lane], spread_gap[lane]};
+        const RowSums<Acc> both = merge(before, tile);
+        sums.max[lane] = both.max;
+        sums.sum[lane] = both.sum;
+        sums.spread_weight[lane] = both.spread_weight;
+        sums.spread_gap[lane] = both.spread_gap;
+      }
+    });
+  }
+
+  template <class Body>
+  void for_each_class_tile(const Body& body) const {
+    for (int64_t begin = 0; begin < problem_.cols; begin += kClassTile) {
+      body(begin, static_cast<int>(std::min<int64_t>(kClassTile, problem_.cols - begin)));
+    }
+  }
+
+  struct alignas(64) Norms {
+    RowNorm<Acc> lane[kLanes];
+    Lane max, log_sum, loss, slope;
+  };
+
+  void add_focal_spread(const Block& block, int64_t begin, int classes, const Grid& grid,
+                        Norms& norms) const {
+    const int padded = block.padded;
+    const Acc gamma = gamma_;
+    multiversion([=, &block, &grid, &norms] {
+      for (int c = 0; c < classes; ++c) {
+        const Int index = static_cast<Int>(begin + c);
+        for (int lane = 0; lane < padded; ++lane) {
+          const Acc q = block.target[lane] == index ? Acc(0) : grid.q[c][lane];
+          const Acc r = norms.log_sum[lane] + (norms.max[lane] - grid.z[c][lane]);
+          const FocalTerms<Acc> terms = focal_terms(r, gamma);
+          norms.loss[lane] += spread_term(q, terms.loss);
+          norms.slope[lane] += q * terms.slope;
+        }
+      }
+    });
+  }
+
+  void forward_block(const Block& block) const {
+    Grid grid;
+    Sums sums;
+    for (int lane = 0; lane < block.padded; ++lane) {
+      sums.max[lane] = -Acc(INFINITY);
+      sums.sum[lane] = sums.spread_weight[lane] = sums.spread_gap[lane] = sums.target_logit[lane] = 0;
+    }
+    const bool spread = problem_.has_spread() && !problem_.has_focal_spread();
+    for_each_class_tile([&](int64_t begin, int classes) {
+      load_logits(block, begin, classes, grid);
+      if (spread) load_spread(block, begin, classes, grid);
+      add_tile(block, begin, classes, grid, sums);
+    });
+    Norms norms;
+    for (int lane = 0; lane < block.padded; ++lane) {
+      const RowSums<Acc> all{sums.max[lane], sums.sum[lane], sums.spread_weight[lane],
+                             sums.spread_gap[lane]};
+      norms.lane[lane] =
+          block.target[lane] < 0 ? normalise(all) : normalise(all, sums.target_logit[lane]);
+      norms.max[lane] = norms.lane[lane].max;
+      norms.log_sum[lane] = norms.lane[lane].log_sum;
+      const SpreadTerms<Acc> terms = plain_spread(all, norms.lane[lane]);
+      norms.loss[lane] = terms.loss;
+      norms.slope[lane] = terms.slope;
+    }
+    if (problem_.has_focal_spread()) {
+      for_each_class_tile([&](int64_t begin, int classes) {
+        load_logits(block, begin, classes, grid);
+        load_spread(block, begin, classes, grid);
+        add_focal_spread(block, begin, classes, grid, norms);
+      });
+    }
+    for (int lane = 0; lane < block.count; ++lane) finish_lane(block, norms, lane);
+  }
+
+  void finish_lane(const Block& block, const Norms& norms, int lane) const {
+    if (block.keep[lane] == Acc(0)) return write_row<Acc>(problem_, block.row + lane, {});
+    const Int target = block.target[lane];
+    Acc target_weight = target < 0 ? Acc(0) : kept_ * weight(target);
+    Acc target_spread =
+        target < 0 || !problem_.has_spread() ? Acc(0) : smoothing_ * weight(target);
+    if (problem_.has_focal_spread()) {
+      target_weight += target_spread;
+      target_spread = 0;
+    }
+    write_row(problem_, block.row + lane,
+              finish_row(norms.lane[lane], target_weight, target_spread,
+                         SpreadTerms<Acc>{norms.loss[lane], norms.slope[lane]}, problem_.options));
+  }
+
+  void backward_block(const Block& block) const {
+    alignas(64) Lane max, coef, target_grad, log_sum, grad;
+    for (int lane = 0; lane < block.padded; ++lane) {
+      const bool kept = block.keep[lane] != Acc(0);
+      const RowState<Acc> state =
+          kept ? read_state<Acc>(problem_, block.row + lane) : RowState<Acc>{};
+      grad[lane] = kept ? row_grad<Acc>(problem_, block.row + lane) * scale_ : Acc(0);
+      max[lane] = state.max;
+      coef[lane] = grad[lane] * state.coef;
+      target_grad[lane] = grad[lane] * state.target_grad;
+      log_sum[lane] = state.log_sum;
+    }
+    const RowLayout& layout = problem_.grad_layout;
+    T* out = static_cast<T*>(problem_.grad) + layout.offset(block.row);
+    const int64_t step = layout.class_stride;
+    const int count = block.count, padded = block.padded;
+    const bool spread = problem_.has_spread(), focal_spread = problem_.has_focal_spread();
+    const Acc softcap = softcap_, gamma = gamma_;
+    Grid grid;
+    for_each_class_tile([&](int64_t begin, int classes) {
+      load_logits(block, begin, classes, grid);
+      if (spread) load_spread(block, begin, classes, grid);
+      T* lines = out + begin * step;
+      multiversion([=, &block, &grid, &max, &coef, &target_grad, &log_sum, &grad] {
+        alignas(64) Lane dz;
+        for (int c = 0; c < classes; ++c) {
+          const Acc* z = grid.z[c];
+          const Acc* q = grid.q[c];
+          if (focal_spread) {
+            for (int lane = 0; lane < padded; ++lane) {
+              const Acc slope = focal_terms(log_sum[lane] + (max[lane] - z[lane]), gamma).slope;
+              dz[lane] = coef[lane] * exp_nonpos(z[lane] - max[lane]) - grad[lane] * (q[lane] * slope);
+            }
+          } else if (spread) {
+            for (int lane = 0; lane < padded; ++lane) {
+              dz[lane] = coef[lane] * exp_nonpos(z[lane] - max[lane]) - grad[lane] * q[lane];
+            }
+          } else {
+            for (int lane = 0; lane < padded; ++lane) {
+              dz[lane] = coef[lane] * exp_nonpos(z[lane] - max[lane]);
+            }
+          }
+          const Int index = static_cast<Int>(begin + c);
+          for (int lane = 0; lane < padded; ++lane) {
+            const Acc value = block.target[lane] == index ? target_grad[lane] : dz[lane];
+            // ignored: exactly 0, whatever its logits are
+            dz[lane] = block.keep[lane] == Acc(0) ? Acc(0) : value;
+          }
+          if (softcap > Acc(0)) {
+            for (int lane = 0; lane < padded; ++lane) {
+              dz[lane] *= block.keep[lane] == Acc(0) ? Acc(0) : transform_slope(z[lane], softcap);
+            }
+          }
+          for (int lane = 0; lane < count; ++lane) lines[c * step + lane] = from_acc<T>(dz[lane]);
+        }
+      });
+    });
+  }
+
+  const Problem& problem_;
+  const Acc scale_, softcap_, gamma_;
+  const Acc kept_, smoothing_;
+  int64_t run_, blocks_per_run_;  // positions that are neighbours in every tensor involved
+};
+
+}  // namespace
+
+void forward_positions(const Problem& problem) {
+  visit_storage(problem,
+                [&](auto type) { Positions<typename decltype(type)::type>(problem).forward(); });
+}
+
+void backward_positions(const Problem& problem) {
+  visit_storage(problem,
+                [&](auto type) { Positions<typename decltype(type)::type>(problem).backward(); });
+}
+
+void forward_backward_positions(const Problem& problem) {
+  visit_storage(problem, [&](auto type) {
+    Positions<typename decltype(type)::type>(problem).forward_backward();
+  });
+}
+
+}  // namespace torchce::cpu

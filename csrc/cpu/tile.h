@@ -1,0 +1,200 @@
+// A tile: up to kTile logits of a row in a stack buffer of accumulators, and the loops over it.
+// Every loop is one multiversion body, so a row gives the same bits whoever calls and wherever it lies.
+#pragma once
+
+#include "../dispatch.h"
+#include "simd.h"
+#include "storage.h"
+
+namespace torchce::cpu {
+
+constexpr int kTile = 2048;  // z and q of float: 16 KiB, half of a 32 KiB L1
+constexpr int kLanes = 32;   // a reduction keeps this many partial results, in the same order on every
+                             // instruction set; loops with an exp run over whole blocks of it
+
+template <class Acc>
+struct alignas(64) Tile {
+  Acc z[kTile];  // transformed logits, later the gradient; -inf up to the next multiple of kLanes
+  Acc q[kTile];  // the spread part of the target; 0 there
+};
+
+// Fills up to the next multiple of kLanes, which it returns.
+template <class Acc>
+CE_HD int pad(Acc* values, int size, Acc with) {
+  const int padded = (size + kLanes - 1) / kLanes * kLanes;
+  for (int i = size; i < padded; ++i) values[i] = with;
+  return padded;
+}
+
+// lanes[i % kLanes] = combine(lanes[i % kLanes], i) over i, then the lanes by halves. Written without a
+// reduction the compiler would have to recognise: it vectorises always, and always the same way.
+template <class Acc, class Combine>
+CE_HD void fill_lanes(Acc* lanes, int padded, const Combine& combine) {
+  for (int64_t block = 0; block < padded; block += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = combine(lanes[lane], block + lane);
+  }
+}
+
+template <class Acc>
+CE_HD Acc fold_sum(Acc* lanes) {
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  }
+  return lanes[0];
+}
+
+template <class T>
+void load(const T* source, int64_t stride, int size, acc_t<T>* out) {
+  if (stride == 1) {
+    multiversion([=] {
+      for (int i = 0; i < size; ++i) out[i] = to_acc(source[i]);
+    });
+  } else {
+    for (int i = 0; i < size; ++i) out[i] = to_acc(source[i * stride]);
+  }
+}
+
+template <class T>
+void store(const acc_t<T>* values, int size, T* out, int64_t stride) {
+  if (stride == 1) {
+    multiversion([=] {
+      for (int i = 0; i < size; ++i) out[i] = from_acc<T>(values[i]);
+    });
+  } else {
+    for (int i = 0; i < size; ++i) out[i * stride] = from_acc<T>(values[i]);
+  }
+}
+
+template <class Acc>
+void transform(Acc* z, int size, Acc scale, Acc softcap) {
+  if (softcap == Acc(0) && scale == Acc(1)) return;
+  multiversion([=] {
+    for (int i = 0; i < size; ++i) z[i] = transform_logit(z[i], scale, softcap);
+  });
+}
+
+// A NaN is passed over: it shows in the sum.
+template <class Acc>
+Acc max_of(const Acc* z, int padded) {
+  Acc max;
+  multiversion([=, &max] {
+    alignas(64) Acc lanes[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = -Acc(INFINITY);
+    fill_lanes(lanes, padded, [z](Acc best, int64_t i) { return best < z[i] ? z[i] : best; });
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      for (int lane = 0; lane < width; ++lane) {
+        lanes[lane] = lanes[lane] < lanes[lane + width] ? lanes[lane + width] : lanes[lane];
+      }
+    }
+    max = lanes[0];
+  });
+  return max;
+}
+
+// sum exp(z - reference)
+template <class Acc>
+Acc exp_sum(const Acc* z, int padded, Acc reference) {
+  Acc sum;
+  multiversion([=, &sum] {
+    alignas(64) Acc lanes[kLanes] = {};
+    fill_lanes(lanes, padded,
+               [=](Acc total, int64_t i) { return total + exp_nonpos(z[i] - reference); });
+    sum = fold_sum(lanes);
+  });
+  return sum;
+}
+
+// q = constant * weight  (smoothing; weight may be null)
+template <class Acc>
+void smoothing_spread(Acc* q, int size, Acc constant, const Acc* weight) {
+  multiversion([=] {
+    if (weight == nullptr) {
+      for (int i = 0; i < size; ++i) q[i] = constant;
+    } else {
+      for (int i = 0; i < size; ++i) q[i] = constant * weight[i];
+    }
+  });
+}
+
+// q = (probability * kept + constant) * weight, in place
+template <class Acc>
+void probability_spread(Acc* q, int size, Acc kept, Acc constant, const Acc* weight) {
+  multiversion([=] {
+    if (weight == nullptr) {
+      for (int i = 0; i < size; ++i) q[i] = q[i] * kept + constant;
+    } else {
+      for (int i = 0; i < size; ++i) q[i] = (q[i] * kept + constant) * weight[i];
+    }
+  });
+}
+
+// sums.spread_weight = sum q  and  sums.spread_gap = sum q (reference - z)
+template <class Acc>
+void spread_sums(const Acc* z, const Acc* q, int padded, Acc reference, RowSums<Acc>& sums) {
+  multiversion([=, &sums] {
+    alignas(64) Acc weight[kLanes] = {}, gap[kLanes] = {};
+    fill_lanes(weight, padded, [=](Acc total, int64_t i) { return total + q[i]; });
+    fill_lanes(gap, padded,
+               [=](Acc total, int64_t i) { return total + spread_term(q[i], reference - z[i]); });
+    sums.spread_weight = fold_sum(weight);
+    sums.spread_gap = fold_sum(gap);
+  });
+}
+
+// sum q (1 - p)^gamma r  and  sum q f(p); z is overwritten.
+template <class Acc>
+SpreadTerms<Acc> focal_spread_sums(Acc* z, const Acc* q, int padded, Acc max, Acc log_sum, Acc gamma) {
+  SpreadTerms<Acc> sums;
+  multiversion([=, &sums] {
+    alignas(64) Acc loss[kLanes] = {}, slope[kTile];
+    for (int i = 0; i < padded; ++i) {
+      const FocalTerms<Acc> terms = focal_terms(log_sum + (max - z[i]), gamma);
+      z[i] = spread_term(q[i], terms.loss);
+      slope[i] = q[i] * terms.slope;
+    }
+    fill_lanes(loss, padded, [=](Acc total, int64_t i) { return total + z[i]; });
+    sums.loss = fold_sum(loss);
+    alignas(64) Acc lanes[kLanes] = {};
+    fill_lanes(lanes, padded, [&](Acc total, int64_t i) { return total + slope[i]; });
+    sums.slope = fold_sum(lanes);
+  });
+  return sums;
+}
+
+// z becomes  coef * exp(z - max).
+template <class Acc>
+void plain_gradient(Acc* z, int padded, Acc max, Acc coef) {
+  multiversion([=] {
+    for (int i = 0; i < padded; ++i) z[i] = coef * exp_nonpos(z[i] - max);
+  });
+}
+
+// z becomes  coef * exp(z - max) - grad * q.
+template <class Acc>
+void spread_gradient(Acc* z, const Acc* q, int padded, Acc max, Acc coef, Acc grad) {
+  multiversion([=] {
+    for (int i = 0; i < padded; ++i) z[i] = coef * exp_nonpos(z[i] - max) - grad * q[i];
+  });
+}
+
+// z becomes  coef * exp(z - max) - grad * q * f(p).
+template <class Acc>
+void focal_spread_gradient(Acc* z, const Acc* q, int padded, Acc max, Acc coef, Acc log_sum, Acc gamma,
+                           Acc grad) {
+  multiversion([=] {
+    for (int i = 0; i < padded; ++i) {
+      const Acc slope = focal_terms(log_sum + (max - z[i]), gamma).slope;
+      z[i] = coef * exp_nonpos(z[i] - max) - grad * (q[i] * slope);
+    }
+  });
+}
+
+// gradient *= dz/dx
+template <class Acc>
+void apply_slope(Acc* gradient, const Acc* z, int size, Acc softcap) {
+  multiversion([=] {
+    for (int i = 0; i < size; ++i) gradient[i] *= transform_slope(z[i], softcap);
+  });
+}
+
+}  // namespace torchce::cpu

@@ -1,0 +1,34 @@
+// From values to types: the only two places where a dtype or a flag becomes a template argument.
+#pragma once
+
+#include <type_traits>
+
+#include "problem.h"
+
+namespace torchce {
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+template <class Float64, class Float32, class BFloat16, class Float16, class Fn>
+auto visit_dtype(DType dtype, Fn&& fn) {
+  switch (dtype) {
+    case DType::float64:
+      return fn(Type<Float64>{});
+    case DType::float32:
+      return fn(Type<Float32>{});
+    case DType::bfloat16:
+      return fn(Type<BFloat16>{});
+    default:
+      return fn(Type<Float16>{});
+  }
+}
+
+template <class Fn>
+auto visit_bool(bool value, Fn&& fn) {
+  return value ? fn(std::true_type{}) : fn(std::false_type{});
+}
+
+}  // namespace torchce

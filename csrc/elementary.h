@@ -1,0 +1,185 @@
+// exp, expm1, log and tanh on the ranges a softmax needs: the one seam between the two backends.
+//
+// Host    polynomials without branches or calls, so that a loop around them vectorises at any width.
+//         Coefficients: Chebyshev fits to the stated interval, error beside each; the rest is rounding.
+// Device  the hardware's exp2 and log2 for float, the CUDA library for double.
+// double  log and tanh go to the C library: float64 serves gradcheck, where exactness is the point.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#ifdef __CUDACC__
+#define CE_HD __host__ __device__ __forceinline__
+#else
+#define CE_HD inline __attribute__((always_inline))
+#endif
+
+namespace torchce {
+
+template <class To, class From>
+CE_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class Acc>
+struct ExpTraits;
+
+template <>
+struct ExpTraits<float> {
+  using Int = int32_t;
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr float kRound = 12582912.0f;      // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLowest = -88.0f;          // rounds to n = -127, whose scale is exactly 0
+  static constexpr float kLn2High = 0.693359375f;   // few bits, so that n * kLn2High is exact
+  static constexpr float kLn2Low = -2.12194440e-4f;
+  // (exp(r) - 1 - r) / r^2 on |r| <= ln2 / 2: 7.8e-9 of exp
+  static CE_HD float tail(float r) {
+    float q = 1.39261836e-3f;
+    q = 8.36317905e-3f + r * q;
+    q = 4.16665546e-2f + r * q;
+    q = 1.66665770e-1f + r * q;
+    return 0.5f + r * q;
+  }
+};
+
+template <>
+struct ExpTraits<double> {
+  using Int = int64_t;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLowest = -709.0;
+  static constexpr double kLn2High = 0.693147180369123816490;
+  static constexpr double kLn2Low = 1.90821492927058770002e-10;
+  // as above: 1.3e-17 of exp
+  static CE_HD double tail(double r) {
+    double q = 2.5100385495510319e-8;
+    q = 2.7620088445409748e-7 + r * q;
+    q = 2.7557268459997065e-6 + r * q;
+    q = 2.4801521295954375e-5 + r * q;
+    q = 1.9841269863053617e-4 + r * q;
+    q = 1.3888888917213717e-3 + r * q;
+    q = 8.3333333333300618e-3 + r * q;
+    q = 4.1666666666624128e-2 + r * q;
+    q = 1.6666666666666667e-1 + r * q;
+    return 5.0000000000000010e-1 + r * q;
+  }
+};
+
+// x = n * ln2 + r with |r| <= ln2 / 2; exp(x) = 2^n * (1 + r + r^2 tail(r)).
+template <class Acc>
+struct ExpParts {
+  Acc scale, r, tail;
+};
+
+template <class Acc>
+CE_HD ExpParts<Acc> exp_parts(Acc x) {
+  using Tr = ExpTraits<Acc>;
+  using Int = typename Tr::Int;
+  const Acc shifted = x * Acc(1.4426950408889634074) + Tr::kRound;
+  const Acc n = shifted - Tr::kRound;
+  const Acc r = (x - n * Tr::kLn2High) - n * Tr::kLn2Low;
+  const Int exponent = bit_cast<Int>(shifted) - bit_cast<Int>(Tr::kRound) + Tr::kBias;
+  // multiplying by 2^n, rather than adding n to the exponent, lets a NaN in r through
+  return {bit_cast<Acc>(static_cast<Int>(exponent << Tr::kMantissa)), r, Tr::tail(r)};
+}
+
+// exp(x) for x <= 0, error <= 1.5 ulp; exactly 0 from where the result would be subnormal. The clamp is
+// on the way in: a select on the way out tempts the compiler into a branch, which does not vectorise.
+template <class Acc>
+CE_HD Acc exp_nonpos(Acc x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(Acc) == 4) {
+    return exp2f(x * 1.4426950408889634f);
+  } else {
+    return std::exp(x);
+  }
+#else
+  const ExpParts<Acc> e = exp_parts(x < ExpTraits<Acc>::kLowest ? ExpTraits<Acc>::kLowest : x);
+  return e.scale + e.scale * (e.r + e.r * e.r * e.tail);
+#endif
+}
+
+// 1 - exp(-r) for r >= 0 without cancellation; `p` is exp(-r), already known.
+template <class Acc>
+CE_HD Acc one_minus_exp(Acc r, Acc p) {
+#ifdef __CUDA_ARCH__
+  return r < Acc(0.35) ? -std::expm1(-r) : Acc(1) - p;
+#else
+  // Below ln2 / 2 nothing is reduced (n = 0) and the series without its leading 1 is the answer.
+  const Acc small = r - r * r * ExpTraits<Acc>::tail(-r);
+  return r < Acc(0.34) ? small : Acc(1) - p;
+#endif
+}
+
+// log(x) for normal x > 0. Below that (and at 0) the log of the smallest normal number, not -inf: what
+// exp_nonpos makes of it is as small as makes no difference. NaN stays NaN.
+CE_HD float log_positive(float x) {
+  const float clamped = x < 1.17549435e-38f ? 1.17549435e-38f : x;
+#ifdef __CUDA_ARCH__
+  return logf(clamped);
+#else
+  const int32_t bits = bit_cast<int32_t>(clamped);
+  // mantissa in [sqrt(1/2), sqrt(2)), so that x near 1 meets no cancellation
+  const int32_t exponent = (bits - 0x3f3504f3) >> 23;
+  const float t = bit_cast<float>(bits - (exponent << 23)) - 1.0f;
+  // (log(1 + t) - t + t^2 / 2) / t^3: 2.0e-9 of log
+  float q = 6.97161147e-2f;
+  q = -1.14797338e-1f + t * q;
+  q = 1.16854199e-1f + t * q;
+  q = -1.24256873e-1f + t * q;
+  q = 1.42490576e-1f + t * q;
+  q = -1.66678023e-1f + t * q;
+  q = 2.00007157e-1f + t * q;
+  q = -2.49999969e-1f + t * q;
+  q = 3.33333311e-1f + t * q;
+  const float n = static_cast<float>(exponent);
+  const float value = n * 0.693359375f + (t + (t * t * (t * q - 0.5f) + n * -2.12194440e-4f));
+  return x < INFINITY ? value : x;
+#endif
+}
+
+CE_HD double log_positive(double x) {
+  return std::log(x < 2.2250738585072014e-308 ? 2.2250738585072014e-308 : x);
+}
+
+// log(1 + x) for x >= 0, exact for small x: the rounding of 1 + x is put back to first order.
+CE_HD float log1p_nonneg(float x) {
+#ifdef __CUDA_ARCH__
+  return log1pf(x);
+#else
+  const float u = 1.0f + x;
+  return log_positive(u) + (x - (u - 1.0f)) / u;
+#endif
+}
+
+CE_HD double log1p_nonneg(double x) { return std::log1p(x); }
+
+CE_HD float tanh_any(float u) {
+#ifdef __CUDA_ARCH__
+  return tanhf(u);
+#else
+  const float a = u < 0.0f ? -u : u;
+  const float s = a * a;
+  // (tanh(u) - u) / u^3 as a function of u^2, |u| <= 0.55: 4.0e-9 of tanh
+  float q = -6.61022783e-3f;
+  q = 2.13093887e-2f + s * q;
+  q = -5.39094288e-2f + s * q;
+  q = 1.33331137e-1f + s * q;
+  q = -3.33333320e-1f + s * q;
+  const float near_zero = a + a * s * q;
+  const float e = exp_nonpos(-2.0f * a);
+  const float far = (1.0f - e) / (1.0f + e);
+  const float magnitude = a < 0.55f ? near_zero : far;
+  return u < 0.0f ? -magnitude : magnitude;
+#endif
+}
+
+CE_HD double tanh_any(double u) { return std::tanh(u); }
+
+}  // namespace torchce

@@ -1,0 +1,33 @@
+// The schemas. Options have defaults so that a plain call hands over two tensors: each argument more
+// costs about 0.15 us (measured, 64 x 10 eager).
+//
+// `state` is what backward needs of forward, opaque to Python: [1 + planes * rows] accumulators, the
+// mean's divisor and then the planes of RowState (problem.h).
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+// clang-format off
+#define TORCHCE_OPTIONS                                                                  \
+  "int ignore_index=-100, int reduction=1, float label_smoothing=0.0, float gamma=0.0, " \
+  "float z_loss=0.0, float logit_scale=1.0, float logit_softcap=0.0"
+
+STABLE_TORCH_LIBRARY(torchce, m) {
+  m.def("cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight=None, "
+        "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> (Tensor loss, Tensor state)");
+  m.def("cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor state, "
+        "Tensor? weight=None, *, " TORCHCE_OPTIONS ") -> Tensor");
+  // the gradient takes the place of the logits
+  m.def("cross_entropy_backward_(Tensor grad_loss, Tensor(a!) logits, Tensor target, Tensor state, "
+        "Tensor? weight=None, *, " TORCHCE_OPTIONS ") -> ()");
+  // the same in the forward pass, for a scalar reduction
+  m.def("cross_entropy_forward_backward_(Tensor(a!) logits, Tensor target, Tensor? weight=None, "
+        "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> Tensor");
+  m.def("scale_(Tensor(a!) values, Tensor factor) -> ()");
+}
+// clang-format on
+
+// Lets Python load the library with an import; the ops themselves know nothing of Python.
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_ops_library", nullptr, -1, nullptr,
+                             nullptr,               nullptr,        nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__ops_library(void) { return PyModule_Create(&module); }

@@ -1,0 +1,184 @@
+// The mathematics of one row of cross entropy, for the CPU and for CUDA.
+//
+//   z = softcap(scale * x)     p_j = exp(z_j - lse)     r_j = -log p_j = lse - z_j
+//   loss  = sum_j t_j (1 - p_j)^gamma r_j + z_loss * lse^2
+//   s_j   = t_j f(p_j),  f(p) = (1 - p)^gamma (1 + gamma p r / (1 - p))
+//   dz_j  = p_j (sum_k s_k + 2 z_loss lse) - s_j
+//
+// t_j holds class weight, label smoothing and the given probabilities. It has two parts: a `target`
+// part at the class index, and a `spread` over all classes (smoothing, probabilities). Everything
+// that does not depend on the class folds into a few scalars per row (RowState), so that the loops
+// over logits never know of weights, ignore_index, reduction or, for a class index, focal loss.
+//
+// The exponential of the target class is kept apart from the sum of the others: 1 - p = others / sum
+// and r = log1p(others / target) then lose nothing as p -> 1.
+#pragma once
+
+#include "elementary.h"
+
+namespace torchce {
+
+struct RowOptions {
+  double label_smoothing = 0, gamma = 0, z_loss = 0, logit_scale = 1, logit_softcap = 0;  // softcap 0: off
+};
+
+// z of one logit.
+template <class Acc>
+CE_HD Acc transform_logit(Acc x, Acc scale, Acc softcap) {
+  const Acc z = x * scale;
+  return softcap > Acc(0) ? softcap * tanh_any(z / softcap) : z;
+}
+
+// dz/dx without `scale`, given z.
+template <class Acc>
+CE_HD Acc transform_slope(Acc z, Acc softcap) {
+  const Acc t = z / softcap;
+  return (Acc(1) - t) * (Acc(1) + t);  // of 1 - t^2 the form that keeps its digits as |t| -> 1
+}
+
+// What a pass over logits (any subset of a row) leaves behind. `max` is never NaN: a NaN logit shows
+// in `sum`. The spread part is  weight = sum q_j  and  gap = sum q_j (max - z_j), so that
+// sum q_j r_j = weight * log(sum) + gap  without cancellation at large |z|.
+template <class Acc>
+struct RowSums {
+  Acc max = -Acc(INFINITY);
+  Acc sum = 0;  // of exp(z_j - max)
+  Acc spread_weight = 0;
+  Acc spread_gap = 0;
+};
+
+template <class Acc>
+CE_HD Acc rebase_gap(const RowSums<Acc>& sums, Acc max) {
+  return sums.spread_weight == Acc(0) ? sums.spread_gap
+                                      : std::fma(sums.spread_weight, max - sums.max, sums.spread_gap);
+}
+
+// fma is written out: the result must not depend on how a compiler contracts a * b + c * d.
+template <class Acc>
+CE_HD RowSums<Acc> merge(const RowSums<Acc>& a, const RowSums<Acc>& b) {
+  RowSums<Acc> out;
+  out.max = a.max < b.max ? b.max : a.max;
+  if (out.max == -Acc(INFINITY)) {  // nothing but -inf so far: exp(-inf - -inf) would be NaN
+    out.sum = a.sum + b.sum;
+    out.spread_gap = a.spread_gap + b.spread_gap;
+  } else {
+    out.sum = std::fma(a.sum, exp_nonpos(a.max - out.max), b.sum * exp_nonpos(b.max - out.max));
+    out.spread_gap = rebase_gap(a, out.max) + rebase_gap(b, out.max);
+  }
+  out.spread_weight = a.spread_weight + b.spread_weight;
+  return out;
+}
+
+// The row's normaliser, and of the target class p, 1 - p and r (0, 1 and 0 where there is no target).
+template <class Acc>
+struct RowNorm {
+  Acc max, sum, log_sum;
+  Acc p = 0, one_minus_p = 1, r = 0;
+};
+
+template <class Acc>
+CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& all) {
+  RowNorm<Acc> norm;
+  norm.max = all.max;
+  // a row of nothing but -inf has no distribution: NaN, as log_softmax gives
+  norm.sum = all.max == -Acc(INFINITY) ? Acc(NAN) : all.sum;
+  norm.log_sum = log_positive(norm.sum);
+  return norm;
+}
+
+// `others` are the sums without the target class, whose logit is `z`.
+template <class Acc>
+CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& others, Acc z) {
+  RowNorm<Acc> norm;
+  const bool target_leads = others.max <= z;
+  norm.max = target_leads ? z : others.max;
+  // with an empty or all -inf remainder exp(others.max - max) is 0; (-inf) - (-inf) stays NaN
+  const Acc rest = others.sum == Acc(0) && norm.max != -Acc(INFINITY)
+                       ? Acc(0)
+                       : others.sum * exp_nonpos(others.max - norm.max);
+  const Acc mine = exp_nonpos(z - norm.max);
+  norm.sum = rest + mine;
+  norm.log_sum = target_leads ? log1p_nonneg(rest) : log_positive(norm.sum);
+  norm.r = target_leads ? norm.log_sum : norm.log_sum + (norm.max - z);
+  norm.p = mine / norm.sum;
+  norm.one_minus_p = rest / norm.sum;
+  return norm;
+}
+
+// (1 - p)^gamma r  and  f(p), the factors of loss and gradient; both are plain r and 1 at gamma = 0.
+template <class Acc>
+struct FocalTerms {
+  Acc loss, slope;
+};
+
+template <class Acc>
+CE_HD FocalTerms<Acc> focal_terms(Acc p, Acc one_minus_p, Acc r, Acc gamma) {
+  const Acc modulation = exp_nonpos(gamma * log_positive(one_minus_p));
+  // p r / (1 - p): 0 as p -> 0 although r -> inf, 1 as p -> 1 although it is 0 / 0
+  const Acc ratio = one_minus_p > Acc(0) ? p * r / one_minus_p : Acc(1);
+  return {modulation * r, modulation * (Acc(1) + gamma * (p > Acc(0) ? ratio : Acc(0)))};
+}
+
+// The same for any class, from r alone.
+template <class Acc>
+CE_HD FocalTerms<Acc> focal_terms(Acc r, Acc gamma) {
+  const Acc p = exp_nonpos(-r);
+  return focal_terms(p, one_minus_exp(r, p), r, gamma);
+}
+
+// q * value, where q = 0 wins over an infinite value: a class that the target excludes may be masked
+// with a -inf logit.
+template <class Acc>
+CE_HD Acc spread_term(Acc q, Acc value) {
+  return q == Acc(0) ? Acc(0) : q * value;
+}
+
+// The spread part of a row after its normaliser is known: sum_j q_j (1-p_j)^gamma r_j  and  sum_j s_j.
+template <class Acc>
+struct SpreadTerms {
+  Acc loss = 0, slope = 0;
+};
+
+template <class Acc>
+CE_HD SpreadTerms<Acc> plain_spread(const RowSums<Acc>& sums, const RowNorm<Acc>& norm) {
+  if (sums.spread_weight == Acc(0) && sums.spread_gap == Acc(0)) return {};
+  return {std::fma(sums.spread_weight, norm.log_sum, rebase_gap(sums, norm.max)), sums.spread_weight};
+}
+
+// What the backward pass needs of a row:
+//   dz_j      = coef * exp(z_j - max) - (spread part)   for every class but the target
+//   dz_target = target_grad
+// log_sum serves only where the spread part depends on p_j (focal loss with a spread).
+template <class Acc>
+struct RowState {
+  Acc max = 0, coef = 0, target_grad = 0, log_sum = 0;
+};
+
+template <class Acc>
+struct RowResult {
+  Acc loss = 0;
+  RowState<Acc> state;
+};
+
+// `target_weight` is t of the target class apart from its spread; `target_spread` is q of the target
+// class where `spread` counted it, else 0.
+template <class Acc>
+CE_HD RowResult<Acc> finish_row(const RowNorm<Acc>& norm, Acc target_weight, Acc target_spread,
+                                const SpreadTerms<Acc>& spread, const RowOptions& options) {
+  const Acc gamma = Acc(options.gamma), z_loss = Acc(options.z_loss);
+  const FocalTerms<Acc> target = gamma == Acc(0)
+                                     ? FocalTerms<Acc>{norm.r, Acc(1)}
+                                     : focal_terms(norm.p, norm.one_minus_p, norm.r, gamma);
+  const Acc lse = norm.max + norm.log_sum;
+  const Acc others_slope = spread.slope + Acc(2) * z_loss * lse;
+  const Acc target_slope = target_weight * target.slope;
+  RowResult<Acc> out;
+  out.loss = target_weight * target.loss + spread.loss + (z_loss == Acc(0) ? Acc(0) : z_loss * lse * lse);
+  out.state.max = norm.max;
+  out.state.coef = (target_slope + others_slope) / norm.sum;
+  out.state.target_grad = norm.p * others_slope - target_spread - target_slope * norm.one_minus_p;
+  out.state.log_sum = norm.log_sum;
+  return out;
+}
+
+}  // namespace torchce

@@ -1,0 +1,148 @@
+// From tensors to a Problem: shared by the ops of both backends, which differ in memory and launch only.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <initializer_list>
+#include <vector>
+
+#include "checks.h"
+
+namespace torchce {
+
+// A fresh contiguous tensor beside `like`. Straight through the C shim: the dispatcher would double
+// the cost of a small call.
+inline Tensor empty_beside(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = step;
+    step *= std::max<int64_t>(sizes[d], 1);
+  }
+  int32_t device_type = 0;
+  aoti_torch_get_device_type(like.get(), &device_type);
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error = aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
+      like.is_cpu() ? 0 : like.get_device_index(), &handle);
+  check(error == AOTI_TORCH_SUCCESS, "out of memory for a tensor beside input of shape ",
+        shape_of(like));
+  return Tensor(handle);
+}
+
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes(static_cast<size_t>(tensor.dim()));
+  for (size_t d = 0; d < sizes.size(); ++d) sizes[d] = tensor.size(static_cast<int64_t>(d));
+  return sizes;
+}
+
+// Memory for the gradient: the strides of dense logits, so that both are walked the same way.
+inline Tensor empty_gradient(const Tensor& logits) {
+  if (logits.is_contiguous()) return empty_beside(logits, sizes_of(logits), logits.scalar_type());
+  return torch::stable::empty_like(logits);
+}
+
+// nullopt where the row dimensions do not merge into kMaxRowDims.
+inline std::optional<RowLayout> row_layout(const Tensor& tensor) {
+  RowLayout layout;
+  const int64_t dims = tensor.dim();
+  const int64_t class_dim = dims > 1 ? 1 : 0;
+  layout.class_stride = tensor.stride(class_dim);
+  int last = -1;
+  for (int64_t d = 0; d < dims; ++d) {
+    const int64_t size = tensor.size(d), stride = tensor.stride(d);
+    if (d == class_dim || size == 1) continue;
+    if (last >= 0 && layout.stride[last] == size * stride) {
+      layout.size[last] *= size;
+      layout.stride[last] = stride;
+      continue;
+    }
+    if (++last == kMaxRowDims) return std::nullopt;
+    layout.size[last] = size;
+    layout.stride[last] = stride;
+  }
+  layout.dims = std::max(last, 0) + 1;
+  return layout;
+}
+
+// A tensor whose rows a RowLayout can describe: itself, but for rare strides of 8 and more dimensions.
+inline Tensor with_row_layout(const Tensor& tensor) {
+  return row_layout(tensor).has_value() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Strided strided(const Tensor& tensor, DType dtype) {
+  return {tensor.const_data_ptr(), dtype, *row_layout(tensor)};
+}
+
+// The tensors that a Problem points into, kept alive beside it.
+struct Arguments {
+  Problem problem;
+  Reduction reduction;
+  Tensor logits, target;
+  std::optional<Tensor> weight;
+  ScalarType acc_dtype;
+
+  int64_t state_size() const {
+    return 1 + (kStatePlanes + (problem.has_focal_spread() ? 1 : 0)) * problem.rows;
+  }
+  std::vector<int64_t> loss_shape() const {
+    std::vector<int64_t> shape;
+    if (reduction == Reduction::none) {
+      for (int64_t d = 0; d < logits.dim(); ++d) {
+        if (d != (logits.dim() > 1 ? 1 : 0)) shape.push_back(logits.size(d));
+      }
+    }
+    return shape;
+  }
+};
+
+inline Arguments make_arguments(const Tensor& logits, const Tensor& target,
+                                const std::optional<Tensor>& weight, int64_t ignore_index,
+                                int64_t reduction, const RowOptions& options) {
+  const DType dtype = check_logits(logits);
+  const TargetKind kind = check_target(logits, target);
+  check_same_device(logits, target, "target");
+  check_options(options, kind, ignore_index);
+  check<std::invalid_argument>(reduction >= 0 && reduction <= 2, "reduction is ", reduction,
+                               ", but must be 0 (none), 1 (mean) or 2 (sum)");
+  const ScalarType acc_dtype = dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
+  const bool index = kind != TargetKind::probabilities;
+  Arguments out{{},
+                static_cast<Reduction>(reduction),
+                with_row_layout(logits),
+                index ? as_contiguous(target) : with_row_layout(target),
+                std::nullopt,
+                acc_dtype};
+  Problem& problem = out.problem;
+  problem.cols = logits.size(logits.dim() > 1 ? 1 : 0);
+  problem.rows = 1;
+  for (int64_t d = 0; d < logits.dim(); ++d) {
+    if (d != (logits.dim() > 1 ? 1 : 0)) problem.rows *= logits.size(d);
+  }
+  if (weight.has_value()) {
+    check_weight(*weight, problem.cols);
+    check_same_device(logits, *weight, "weight");
+    out.weight = weight->scalar_type() == acc_dtype && weight->is_contiguous()
+                     ? *weight
+                     : as_contiguous(torch::stable::to(*weight, acc_dtype));
+    problem.weight = out.weight->const_data_ptr();
+  }
+  problem.logits = strided(out.logits, dtype);
+  problem.target_kind = kind;
+  if (index) {
+    problem.target = out.target.const_data_ptr();
+  } else {
+    problem.probabilities = strided(out.target, *float_dtype(out.target));
+  }
+  problem.ignore_index = ignore_index;
+  problem.options = options;
+  return out;
+}
+
+}  // namespace torchce

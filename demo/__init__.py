@@ -1,0 +1,1 @@
+"""Real trainings with `torchce_cuda`: `make demo`, or `python -m demo` where it is built."""

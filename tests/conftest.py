@@ -1,0 +1,30 @@
+"""Seeds, devices and markers."""
+
+import pytest
+import torch
+
+import torchce_cuda  # noqa: F401  (registers the operators)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a GPU and a build with its kernels")
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+
+
+def _devices() -> list:
+    has_kernels = torch._C._dispatch_has_kernel_for_dispatch_key(
+        "torchce::cross_entropy_forward", "CUDA"
+    )
+    if torch.cuda.is_available() and has_kernels:
+        return ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+    return ["cpu"]
+
+
+@pytest.fixture(params=_devices())
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,343 @@
+"""The benchmark's own arithmetic and honesty. Nothing here asserts a time."""
+
+import dataclasses
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench import check, environment, memory, report, results, run, timing, traffic
+from bench.cases import OPTION_BUDGETS, OPTIONS, PLAIN, SPEEDUP_BUDGETS, WORKS
+from bench.comparison import compare, share_of_copy
+from bench.environment import ROOT
+from bench.problem import CALL_OF_WORK, Copy, Problem
+from bench.providers import COMPILED, OURS, PROVIDERS, TORCH, Provider
+from bench.results import Result
+from bench.shapes import SHAPES, Shape
+
+TINY = Shape("tiny", (6, 5, 3), "classes in the middle, as in segmentation")
+
+
+@pytest.mark.parametrize(
+    ("work", "probabilities", "expected"),
+    [
+        # 1024 x 32000 float32 is 131 072 000 bytes; the targets are 1024 int64, 8192 bytes.
+        ("forward", False, 131_072_000 + 8192),
+        ("forward_backward", False, 3 * 131_072_000 + 2 * 8192),
+        ("one_pass", False, 2 * 131_072_000 + 8192),
+        # Probabilities are as large as the logits and read once by each pass.
+        ("forward", True, 2 * 131_072_000),
+        ("forward_backward", True, 5 * 131_072_000),
+        ("one_pass", True, 3 * 131_072_000),
+    ],
+)
+def test_traffic_matches_a_hand_count(work, probabilities, expected):
+    assert traffic.BYTES_OF_WORK[work](1024, 32000, 4, probabilities) == expected
+
+
+def test_traffic_of_a_copy_is_a_read_and_a_write():
+    assert traffic.copy(1024, 32000, 2) == 2 * 65_536_000
+
+
+def test_every_name_that_results_refer_to_exists():
+    assert set(traffic.BYTES_OF_WORK) == set(CALL_OF_WORK) == set(WORKS)
+    assert set(OPTION_BUDGETS) <= set(OPTIONS)
+    for shape, dtype, work in SPEEDUP_BUDGETS:
+        assert dtype in SHAPES[shape].dtypes
+        assert work in WORKS
+
+
+def test_summary_of_known_samples():
+    summary = timing.Summary.of([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (summary.q1, summary.median, summary.q3, summary.rounds) == (2.0, 3.0, 4.0, 5)
+
+
+def test_one_outlier_moves_neither_median_nor_quartiles():
+    quiet = timing.Summary.of([10.0, 11.0, 12.0, 13.0, 14.0])
+    disturbed = timing.Summary.of([10.0, 11.0, 12.0, 13.0, 1e6])
+    assert quiet == disturbed
+
+
+def test_rounds_and_calls_fit_the_time():
+    assert timing.calls_per_sample(50.0) == 40  # 2 ms
+    assert timing.calls_per_sample(1e5) == 1
+    assert timing.rounds_for(4 * 0.1e6, contenders=4) == 10  # 4 s for rounds of 0.4 s
+    assert timing.rounds_for(1e9, contenders=4) == timing.MIN_ROUNDS
+    assert timing.rounds_for(1.0, contenders=4) == timing.MAX_ROUNDS
+
+
+class Recorder:
+    """A contender that only writes down what is done to it."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def prepare(self):
+        self.log.append((self.name, "prepare"))
+
+    def run(self):
+        self.log.append((self.name, "run"))
+
+    def release(self):
+        self.log.append((self.name, "release"))
+
+
+def test_interleaving_prepares_every_call_and_takes_turns(monkeypatch):
+    monkeypatch.setattr(timing, "SAMPLE_MICROSECONDS", 1e-3)  # one call per sample
+    monkeypatch.setattr(timing, "MAX_ROUNDS", 9)
+    log = []
+    summaries = timing.interleave({name: Recorder(name, log) for name in "abc"})
+
+    assert all(summaries[name].rounds == 9 for name in "abc")
+    runs = [index for index, (_, event) in enumerate(log) if event == "run"]
+    assert all(log[index - 1] == (log[index][0], "prepare") for index in runs)
+    rounds = [log[index][0] for index in runs[-9 * 3 :]]
+    assert rounds[:9] == list("abcbcacab")  # each round begins with the next contender
+
+
+@pytest.mark.parametrize("dtype", check.TOLERANCE, ids=str)
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=lambda option: option.name)
+def test_the_check_accepts_what_is_right(option, dtype):
+    problem = Problem(TINY, dtype)
+    expected = check.Expected(problem, option)
+    for name in (OURS, TORCH):
+        provider = PROVIDERS[name]
+        for work in WORKS if provider.supports(option) else ():
+            call = CALL_OF_WORK[work](provider.load(work), problem, option)
+            errors = expected.errors(call)
+            assert errors.within(check.TOLERANCE[dtype]), f"{name} {work}: {errors}"
+
+
+def drop_gradient_elsewhere(logits, target, **arguments):
+    """Right at the target, zero at all other entries: what a loose absolute tolerance accepts."""
+    is_target = F.one_hot(target, logits.shape[1]).movedim(-1, 1).bool()
+    logits.register_hook(lambda gradient: gradient.masked_fill(~is_target, 0))
+    return F.cross_entropy(logits, target, **arguments)
+
+
+def forget_last_class(logits, target, weight):
+    return F.cross_entropy(logits[:, :-1], target, weight[:-1])
+
+
+MISTAKES = {
+    "off-target gradient dropped": drop_gradient_elsewhere,
+    "loss off by a thousandth": lambda *logits, **rest: F.cross_entropy(*logits, **rest) * 1.001,
+    "weight forgotten": lambda logits, target, weight: F.cross_entropy(logits, target),
+    "sum for mean": lambda logits, target, weight: F.cross_entropy(
+        logits, target, weight, reduction="sum"
+    ),
+    "NaN": lambda logits, **rest: F.cross_entropy(logits * torch.nan, **rest),
+    "last class forgotten": forget_last_class,
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_provider_is_reported_and_not_timed(mistake):
+    problem = Problem(TINY, torch.float32)
+    problem.target.clamp_(max=TINY.cols - 2)  # a forgotten last class must not raise
+    option = OPTIONS["weight"]
+    planted = Provider("planted", lambda work: MISTAKES[mistake], frozenset())
+    contender = run.Contender("forward_backward", option, planted)
+    run.check(contender, problem, check.Expected(problem, option))
+    assert contender.status == results.WRONG
+    assert "loss" in contender.detail
+    assert contender.time is None
+
+
+def test_a_provider_that_raises_is_reported():
+    def loss(logits, target):
+        raise RuntimeError("no such kernel\nand a long trace")
+
+    problem = Problem(TINY, torch.float32)
+    contender = run.Contender(
+        "forward", OPTIONS[PLAIN], Provider("x", lambda work: loss, frozenset())
+    )
+    run.check(contender, problem, check.Expected(problem, OPTIONS[PLAIN]))
+    assert (contender.status, contender.detail) == (results.FAILED, "RuntimeError: no such kernel")
+
+
+def test_a_provider_that_cannot_be_loaded_is_skipped_with_the_reason(monkeypatch, capsys):
+    def load(work):
+        raise ImportError("needs a CUDA device")
+
+    monkeypatch.setitem(PROVIDERS, "absent", Provider("absent", load, frozenset()))
+    assert "absent" not in [provider.name for provider in run.available_providers()]
+    assert "skipped absent: needs a CUDA device" in capsys.readouterr().err
+
+
+def test_one_pass_gets_new_logits_for_every_call():
+    problem = Problem(TINY, torch.float32)
+    original = problem.logits.clone()
+
+    def overwrite(logits, target):
+        loss = F.cross_entropy(logits, target)
+        logits.data.zero_()
+        return loss
+
+    call = CALL_OF_WORK["one_pass"](overwrite, problem, OPTIONS[PLAIN])
+    losses = []
+    for _ in range(2):
+        call.prepare()
+        losses.append(call.run().item())
+    assert losses[0] == losses[1]
+    assert torch.equal(problem.logits, original)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_resident_growth_sees_memory_that_is_freed_again():
+    def allocate_and_free():
+        torch.ones(16 << 20)  # 64 MiB
+
+    grown = memory.resident_growth(allocate_and_free)
+    assert 0.9 * (64 << 20) < grown < 1.5 * (64 << 20)
+
+
+def row(provider, median_us, option=PLAIN, work="forward_backward"):
+    """A result of imagenet in float32 on a machine that does not exist."""
+    values = dict.fromkeys(results.COLUMNS, "x") | {
+        "device": "cpu",
+        "shape": "imagenet",
+        "size": "8192x1000",
+        "dtype": "float32",
+        "work": work,
+        "option": option,
+        "provider": provider,
+        "status": results.OK,
+        "detail": "",
+        "median_us": median_us,
+        "q1_us": median_us,
+        "q3_us": median_us * 1.5,
+        "rounds": 9,
+        "calls": 1,
+        "bytes": 3000,
+        "copy_us": 2.0,
+        "copy_bytes": 4000,
+        "others_share": 0.01,
+        "peak_bytes": None,
+        "loss_error": 1e-7,
+        "target_error": 1e-7,
+        "other_error": None,
+    }
+    return Result(**values)
+
+
+RESULTS = [
+    row(OURS, 10.0),
+    row(TORCH, 40.0),
+    row(COMPILED, 20.0),
+    row(OURS, 12.0, option="focal"),
+    row(OURS, 5.0, work="forward"),
+    row(TORCH, 4.0, work="forward"),
+    dataclasses.replace(
+        row(COMPILED, 0.0, work="forward"),
+        status=results.WRONG,
+        detail="loss 1.0e+00",
+        median_us=None,
+        q1_us=None,
+        q3_us=None,
+    ),
+]
+
+
+def test_results_survive_a_round_trip(tmp_path):
+    path = tmp_path / "results.csv"
+    results.write(path, RESULTS)
+    assert results.read(path) == RESULTS
+
+
+def test_merging_replaces_what_was_measured_again_and_keeps_the_rest(tmp_path):
+    path = tmp_path / "results.csv"
+    results.merge(path, RESULTS)
+    again = [row(OURS, 9.0)]
+    results.merge(path, again)
+    forward = [result for result in RESULTS if result.work == "forward"]
+    assert results.read(path) == forward + again
+
+
+def test_comparison_of_known_times():
+    forward, plain, focal = compare(RESULTS)
+    assert (plain.speedup, plain.speedup_over_compiled, plain.met, plain.lost) == (
+        4,
+        2,
+        True,
+        False,
+    )
+    assert (focal.cost, focal.met, focal.lost) == (1.2, False, True)  # the budget is 1.1
+    assert (forward.speedup, forward.compiled, forward.lost) == (0.8, None, True)
+    # 3000 bytes in 10 us are 0.3 GB/s, the copy's 4000 in 2 us are 2 GB/s.
+    assert share_of_copy(plain.ours) == pytest.approx(0.15)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with results and two documents, rendered."""
+    results.write(tmp_path / report.RESULTS / "cpu-x-2-threads.csv", RESULTS)
+    for path in (report.SUMMARY, report.FULL):
+        (tmp_path / path).write_text(f"Before.\n\n{report.BEGIN}\n{report.END}\n\nAfter.\n")
+    report.write(tmp_path)
+    return tmp_path
+
+
+def test_report_shows_the_results_and_keeps_the_text_around(checkout):
+    assert report.stale(checkout) == []
+    assert report.write(checkout) == []
+    summary = (checkout / report.SUMMARY).read_text()
+    assert summary.startswith("Before.\n")
+    assert summary.endswith("\nAfter.\n")
+    assert "| 10.0 µs | 40.0 µs | 20.0 µs | 4.00x | 2.00x |" in summary
+    full = (checkout / report.FULL).read_text()
+    lost, rest = full.split("#### Not timed")
+    assert "0.80x" in lost
+    assert "cost ≤ 1.1x: **not met**" in lost
+    assert "wrong: loss 1.0e+00" in rest
+
+
+def test_check_rejects_a_number_typed_into_a_table(checkout):
+    path = checkout / report.FULL
+    path.write_text(path.read_text().replace("4.00x", "4.10x"))
+    assert report.stale(checkout) == [path]
+
+
+def test_check_rejects_tables_and_plots_of_other_results(checkout):
+    path = checkout / report.RESULTS / "cpu-x-2-threads.csv"
+    results.write(path, [*RESULTS, row(TORCH, 41.0, option="smoothing")])
+    names = {stale.name for stale in report.stale(checkout)}
+    assert names >= {"README.md", "cpu-x-2-threads-speedup.png", "cpu-x-2-threads-options.png"}
+
+
+def test_report_refuses_a_document_without_markers(checkout):
+    (checkout / report.SUMMARY).write_text("no markers")
+    with pytest.raises(ValueError, match="bench:cpu begin"):
+        report.stale(checkout)
+
+
+def test_committed_tables_agree_with_committed_results():
+    command = [sys.executable, "-m", "bench", "report", "--check"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_copy_copies():
+    copy = Copy(Problem(TINY, torch.float32))
+    copy.prepare()
+    assert torch.equal(copy.run(), copy.source)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_other_processes_are_told_from_this_one(monkeypatch, tmp_path):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 50 900 5 0 0 0 0 0\n")
+    monkeypatch.setattr(environment, "PROC_STAT", stat)
+    ticks = environment.os.sysconf("SC_CLK_TCK")
+    own = iter([SimpleNamespace(user=1.0, system=0.5), SimpleNamespace(user=3.0, system=1.0)])
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr(environment.os, "times", lambda: next(own))
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(environment.time, "monotonic", lambda: next(clock))
+
+    others = environment.OtherProcesses()
+    stat.write_text(f"cpu  {100 + 2 * ticks} 0 {50 + ticks} 900 5 0 0 {ticks // 2} 0 0\n")
+    assert others.share() == pytest.approx((3.5 - 2.5) / (10 * 2))

@@ -1,0 +1,58 @@
+"""The operators of the compiled library, and their outputs' metadata for tracing.
+
+Private: an operator called on a tensor that requires grad records nothing. `functional` is the door.
+"""
+
+import torch
+
+from . import _ops_library  # noqa: F401  (loading it registers torch.ops.torchce)
+
+forward = torch.ops.torchce.cross_entropy_forward.default
+backward = torch.ops.torchce.cross_entropy_backward.default
+backward_ = torch.ops.torchce.cross_entropy_backward_.default
+forward_backward_ = torch.ops.torchce.cross_entropy_forward_backward_.default
+scale_ = torch.ops.torchce.scale_.default
+
+NONE, MEAN, SUM = 0, 1, 2  # the reduction argument
+
+
+def _acc_dtype(logits: torch.Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _class_dim(logits: torch.Tensor) -> int:
+    return 1 if logits.dim() > 1 else 0
+
+
+@torch.library.register_fake("torchce::cross_entropy_forward")
+def _(logits, target, weight=None, normalizer=None, *, reduction=MEAN, label_smoothing=0.0,
+      gamma=0.0, **options):  # fmt: skip
+    row_shape = list(logits.shape)
+    del row_shape[_class_dim(logits)]
+    rows = 1
+    for size in row_shape:
+        rows = rows * size
+    probabilities = target.dim() == logits.dim()
+    planes = 4 if gamma > 0 and (label_smoothing > 0 or probabilities) else 3
+    loss = logits.new_empty(row_shape if reduction == NONE else [], dtype=_acc_dtype(logits))
+    return loss, logits.new_empty([1 + planes * rows], dtype=_acc_dtype(logits))
+
+
+@torch.library.register_fake("torchce::cross_entropy_backward")
+def _(grad_loss, logits, target, state, weight=None, **options):
+    return torch.empty_like(logits)
+
+
+@torch.library.register_fake("torchce::cross_entropy_backward_")
+def _(grad_loss, logits, target, state, weight=None, **options):
+    return None
+
+
+@torch.library.register_fake("torchce::cross_entropy_forward_backward_")
+def _(logits, target, weight=None, normalizer=None, **options):
+    return logits.new_empty([], dtype=_acc_dtype(logits))
+
+
+@torch.library.register_fake("torchce::scale_")
+def _(values, factor):
+    return None

@@ -1,0 +1,118 @@
+"""The specification of ``cross_entropy`` in plain PyTorch operations.
+
+With ``z = softcap(logit_scale * input)``, ``p = softmax(z)``, ``lse = logsumexp(z)``, class weights
+``w`` and the target distribution ``t`` after smoothing, the loss of one row is
+
+    sum_j t_j w_j (1 - p_j)^gamma (-log p_j)  +  z_loss * lse^2
+
+In float64 this is the truth that the tests measure the kernels against. It is differentiable to
+any order and its control flow never depends on data, so ``torch.func`` transforms and double
+backward run it as well.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    gamma: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    """Cross entropy with focal modulation, z-loss, logit scale and soft cap, of valid arguments.
+
+    Shapes: ``input`` (C), (N, C) or (N, C, d1, ..., dk), any floating dtype; ``target`` without the
+    C for class indices (int64, int32, uint8), with it for class probabilities (floating);
+    ``weight`` (C). Returns a 0-d tensor, or one loss per row for ``reduction="none"``: float64 if
+    ``input`` or the probabilities are float64, else float32.
+    """
+    dtype = torch.float64 if torch.float64 in (input.dtype, target.dtype) else torch.float32
+    class_dim = min(input.dim() - 1, 1)
+    logits = input.to(dtype).movedim(class_dim, -1)
+    num_classes = logits.shape[-1]
+    classes = torch.arange(num_classes, device=input.device)
+    weight = logits.new_ones(num_classes) if weight is None else weight.to(dtype)
+
+    if target.is_floating_point():
+        probability = target.to(dtype).movedim(class_dim, -1)
+        if label_smoothing > 0:
+            probability = (1 - label_smoothing) * probability + label_smoothing / num_classes
+        z = _scale_and_cap(logits, logit_scale, logit_softcap)
+        log_p, one_minus_p, lse = _softmax(z, exact=classes == z.argmax(-1, keepdim=True))
+        cost = _modulate(log_p, one_minus_p, gamma)
+        # A class masked by -inf has an infinite cost, and none where its probability is 0.
+        cost = torch.where((probability == 0) & (log_p == -torch.inf), 0.0, cost)
+        loss = (probability * weight * cost).sum(-1) + z_loss * lse.square()
+        divisor = loss.numel()
+    else:
+        target = target.to(torch.int64)  # before comparing: 156 in uint8 would equal -100
+        counted = target != ignore_index
+        is_target = (classes == target.unsqueeze(-1)) & counted.unsqueeze(-1)
+        # Whatever an ignored row holds, as zeros it brings no NaN into the gradient.
+        z = _scale_and_cap(
+            torch.where(counted.unsqueeze(-1), logits, 0.0), logit_scale, logit_softcap
+        )
+        log_p, one_minus_p, lse = _softmax(z, exact=is_target)
+        cost = _modulate(log_p, one_minus_p, gamma)
+        # Select, then multiply: the weights and costs of other classes may be inf or NaN.
+        target_weight = torch.where(is_target, weight, 0.0).sum(-1)
+        loss = target_weight * torch.where(is_target, cost, 0.0).sum(-1)
+        if label_smoothing > 0:
+            uniform_loss = (weight * cost).sum(-1) / num_classes
+            loss = (1 - label_smoothing) * loss + label_smoothing * uniform_loss
+        loss = torch.where(counted, loss + z_loss * lse.square(), 0.0)
+        divisor = target_weight.sum()
+
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    return (loss.sum() / (divisor if normalizer is None else normalizer)).to(dtype)
+
+
+def _scale_and_cap(logits: Tensor, scale: float, cap: float | None) -> Tensor:
+    z = scale * logits
+    return z if cap is None else cap * torch.tanh(z / cap)
+
+
+def _softmax(z: Tensor, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``log p`` and ``1 - p`` of every class and ``lse`` of every row.
+
+    As ``p -> 1`` both ``lse - z`` and ``1 - p`` cancel. The odds of one class against all others
+    do not: ``p = sigmoid(log_odds)`` and ``1 - p = sigmoid(-log_odds)``. ``exact`` marks the class
+    of each row that is treated so, at most one; no other matters, since only one can have p > 1/2.
+    """
+    # Shifted so that rows far from 0 keep their digits, in the gradient as well; and a row without
+    # a softmax (all -inf, or with +inf) becomes NaN as a whole, as in PyTorch.
+    shift = torch.logsumexp(z, -1, keepdim=True).detach()
+    z = z - shift
+    lse = shift + torch.logsumexp(z, -1, keepdim=True)
+    log_p = torch.log_softmax(z, -1)
+    # The lowest number and not -inf: logsumexp of nothing but -inf has a NaN gradient.
+    others = torch.where(exact, torch.finfo(z.dtype).min, z).logsumexp(-1, keepdim=True)
+    log_odds = torch.where(exact, z, 0.0).sum(-1, keepdim=True) - others
+    return (
+        torch.where(exact, F.logsigmoid(log_odds), log_p),
+        torch.where(exact, torch.sigmoid(-log_odds), -torch.expm1(log_p)),
+        lse.squeeze(-1),
+    )
+
+
+def _modulate(log_p: Tensor, one_minus_p: Tensor, gamma: float) -> Tensor:
+    """``(1 - p)^gamma * (-log p)`` with finite derivatives also at ``p = 0`` and ``p = 1``."""
+    if gamma == 0:
+        return -log_p
+    # Both ends leave before the power is taken: afterwards, 0 * inf stays in the gradient.
+    inside = (log_p > -torch.inf) & (one_minus_p > 0)
+    modulated = torch.where(inside, one_minus_p, 0.5) ** gamma * -torch.where(inside, log_p, -1.0)
+    return torch.where(inside, modulated, -log_p * (log_p < -1))  # the limits: inf and 0
