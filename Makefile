@@ -31,7 +31,7 @@ test: build
 	$(PY) -m pytest
 
 load-test: build
-	$(PY) -m tests.load_matrix
+	$(PY) tests/load_matrix.py
 
 bench: build
 	$(PY) -m bench logits --device cpu

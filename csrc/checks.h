@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <iterator>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -34,6 +35,14 @@ inline std::string shape_of(const Tensor& tensor) {
   return text + "]";
 }
 
+inline std::string dtype_of(const Tensor& tensor) {
+  static const char* const names[] = {"uint8",     "int8",       "int16", "int32",  "int64",  "float16",
+                                      "float32",   "float64",    "complex32", "complex64",
+                                      "complex128", "bool",      "qint8", "quint8", "qint32", "bfloat16"};
+  const auto number = static_cast<size_t>(tensor.scalar_type());
+  return number < std::size(names) ? names[number] : "dtype number " + std::to_string(number);
+}
+
 inline bool same_shape(const Tensor& a, const Tensor& b) {
   if (a.dim() != b.dim()) return false;
   for (int64_t d = 0; d < a.dim(); ++d) {
@@ -59,8 +68,7 @@ inline std::optional<DType> float_dtype(const Tensor& tensor) {
 
 inline DType check_logits(const Tensor& logits) {
   const auto dtype = float_dtype(logits);
-  check(dtype.has_value(), "input has dtype number ", static_cast<int>(logits.scalar_type()),
-        ", but must be float64, float32, bfloat16 or float16");
+  check(dtype.has_value(), "input has dtype ", dtype_of(logits), ", but must be float64, float32, bfloat16 or float16");
   check(logits.dim() >= 1, "input is a scalar, but must be of shape (C), (N, C) or (N, C, d1, ..)");
   return *dtype;
 }
@@ -70,21 +78,20 @@ inline TargetKind check_target(const Tensor& logits, const Tensor& target) {
   if (same_shape(logits, target)) {
     const auto dtype = float_dtype(target);
     check(dtype.has_value(), "target has the shape of input, ", shape_of(target),
-          ", so it must hold class probabilities of a floating dtype; got dtype number ",
-          static_cast<int>(target.scalar_type()));
+          ", so it must hold class probabilities of a floating dtype, not ", dtype_of(target));
     check(logits.scalar_type() == ScalarType::Double || dtype != DType::float64,
           "target is float64: input must be float64 too");
     return TargetKind::probabilities;
   }
   const bool batched = logits.dim() > 1;
   check<std::invalid_argument>(
-      !batched || (target.dim() > 0 && target.size(0) == logits.size(0)), "target has shape ",
-      shape_of(target), ", but input of shape ", shape_of(logits), " has batch size ", logits.size(0));
-  bool fits = target.dim() == (batched ? logits.dim() - 1 : 0);
+      batched ? target.dim() > 0 && target.size(0) == logits.size(0) : target.dim() == 0,
+      "target has shape ", shape_of(target), ", but input of shape ", shape_of(logits),
+      batched ? " has batch size " + std::to_string(logits.size(0)) : " needs a target of shape []");
+  bool fits = target.dim() == logits.dim() - 1;
   for (int64_t d = 1; fits && d < target.dim(); ++d) fits = target.size(d) == logits.size(d + 1);
   check(fits, "target has shape ", shape_of(target), ", but input of shape ", shape_of(logits),
-        " needs class indices of the shape of input without dimension ", batched ? 1 : 0,
-        ", or probabilities of the shape of input");
+        " needs class indices of the shape of input without dimension 1, or probabilities of the shape of input");
   switch (target.scalar_type()) {
     case ScalarType::Long:
       return TargetKind::int64;
@@ -93,8 +100,8 @@ inline TargetKind check_target(const Tensor& logits, const Tensor& target) {
     case ScalarType::Byte:
       return TargetKind::uint8;
     default:
-      check(false, "target holds class indices of dtype number ",
-            static_cast<int>(target.scalar_type()), ", but must be int64, int32 or uint8");
+      check(false, "target holds class indices of dtype ", dtype_of(target),
+            ", but must be int64, int32 or uint8");
       return TargetKind::int64;
   }
 }
@@ -102,8 +109,8 @@ inline TargetKind check_target(const Tensor& logits, const Tensor& target) {
 inline void check_weight(const Tensor& weight, int64_t classes) {
   check(weight.dim() == 1 && weight.size(0) == classes, "weight has shape ", shape_of(weight),
         ", but must have shape [", classes, "], one value per class");
-  check(float_dtype(weight).has_value(), "weight has dtype number ",
-        static_cast<int>(weight.scalar_type()), ", but must be floating");
+  check(float_dtype(weight).has_value(), "weight has dtype ", dtype_of(weight),
+        ", but must be floating");
 }
 
 inline void check_options(const RowOptions& options, TargetKind kind, int64_t ignore_index) {

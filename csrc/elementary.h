@@ -117,8 +117,8 @@ CE_HD Acc one_minus_exp(Acc r, Acc p) {
 #endif
 }
 
-// log(x) for normal x > 0. Below that (and at 0) the log of the smallest normal number, not -inf: what
-// exp_nonpos makes of it is as small as makes no difference. NaN stays NaN.
+// log(x) for finite x > 0. Below the smallest normal number (and at 0) its log, not -inf: what
+// exp_nonpos makes of that is as small as makes no difference. NaN stays NaN.
 CE_HD float log_positive(float x) {
   const float clamped = x < 1.17549435e-38f ? 1.17549435e-38f : x;
 #ifdef __CUDA_ARCH__
@@ -140,7 +140,7 @@ CE_HD float log_positive(float x) {
   q = 3.33333311e-1f + t * q;
   const float n = static_cast<float>(exponent);
   const float value = n * 0.693359375f + (t + (t * t * (t * q - 0.5f) + n * -2.12194440e-4f));
-  return x < INFINITY ? value : x;
+  return value + (x - x);  // a NaN, lost in its bits above, comes back
 #endif
 }
 

@@ -45,6 +45,12 @@ struct RowSums {
   Acc sum = 0;  // of exp(z_j - max)
   Acc spread_weight = 0;
   Acc spread_gap = 0;
+
+  template <class To>
+  CE_HD RowSums<To> as() const {
+    return {static_cast<To>(max), static_cast<To>(sum), static_cast<To>(spread_weight),
+            static_cast<To>(spread_gap)};
+  }
 };
 
 template <class Acc>
@@ -86,20 +92,19 @@ CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& all) {
   return norm;
 }
 
-// `others` are the sums without the target class, whose logit is `z`.
+// `others` are the sums without the target class, whose logit is `z`. One logarithm for both cases, by
+// selects: of log(sum) the form log1p(sum - 1), where sum - 1 is exact when the target leads.
 template <class Acc>
 CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& others, Acc z) {
   RowNorm<Acc> norm;
   const bool target_leads = others.max <= z;
   norm.max = target_leads ? z : others.max;
-  // with an empty or all -inf remainder exp(others.max - max) is 0; (-inf) - (-inf) stays NaN
-  const Acc rest = others.sum == Acc(0) && norm.max != -Acc(INFINITY)
-                       ? Acc(0)
-                       : others.sum * exp_nonpos(others.max - norm.max);
+  // (-inf) - (-inf) and inf - inf make such a row NaN, as log_softmax does
+  const Acc rest = others.sum * exp_nonpos(others.max - norm.max);
   const Acc mine = exp_nonpos(z - norm.max);
   norm.sum = rest + mine;
-  norm.log_sum = target_leads ? log1p_nonneg(rest) : log_positive(norm.sum);
-  norm.r = target_leads ? norm.log_sum : norm.log_sum + (norm.max - z);
+  norm.log_sum = log1p_nonneg(target_leads ? rest : norm.sum - Acc(1));
+  norm.r = norm.log_sum + (norm.max - z);
   norm.p = mine / norm.sum;
   norm.one_minus_p = rest / norm.sum;
   return norm;
@@ -111,19 +116,42 @@ struct FocalTerms {
   Acc loss, slope;
 };
 
+// Both from g = (1 - p)^(gamma - 1) without a division: it may be large for gamma < 1 and p -> 1, but
+// what it multiplies is smaller still. At p = 0 the product p r is 0 although r is infinite.
 template <class Acc>
-CE_HD FocalTerms<Acc> focal_terms(Acc p, Acc one_minus_p, Acc r, Acc gamma) {
-  const Acc modulation = exp_nonpos(gamma * log_positive(one_minus_p));
-  // p r / (1 - p): 0 as p -> 0 although r -> inf, 1 as p -> 1 although it is 0 / 0
-  const Acc ratio = one_minus_p > Acc(0) ? p * r / one_minus_p : Acc(1);
-  return {modulation * r, modulation * (Acc(1) + gamma * (p > Acc(0) ? ratio : Acc(0)))};
+CE_HD FocalTerms<Acc> focal_terms(Acc g, Acc p, Acc one_minus_p, Acc r, Acc gamma) {
+  const Acc p_r = p * (p > Acc(0) ? r : Acc(0));
+  return {g * one_minus_p * r, g * (one_minus_p + gamma * p_r)};
 }
 
-// The same for any class, from r alone.
 template <class Acc>
-CE_HD FocalTerms<Acc> focal_terms(Acc r, Acc gamma) {
-  const Acc p = exp_nonpos(-r);
+CE_HD FocalTerms<Acc> focal_terms(Acc p, Acc one_minus_p, Acc r, Acc gamma) {
+  return focal_terms(exp_nonpos((gamma - Acc(1)) * log_positive(one_minus_p)), p, one_minus_p, r,
+                     gamma);
+}
+
+// The same for any class, where 1 - p is not known apart.
+template <class Acc>
+CE_HD FocalTerms<Acc> focal_terms(Acc p, Acc r, Acc gamma) {
   return focal_terms(p, one_minus_exp(r, p), r, gamma);
+}
+
+// And where p <= kSmallP and gamma <= kSmallGamma, as for all but a few classes of a large vocabulary:
+// neither logarithm nor range reduction. log(1 - p) = -p (1 + p / 2 + p^2 / 3 + ..) to 1e-8 of 1.
+constexpr double kSmallP = 1.0 / 32, kSmallGamma = 8;
+
+CE_HD FocalTerms<float> focal_terms_small(float p, float r, float gamma) {
+  float series = 1.0f / 5;
+  series = 1.0f / 4 + p * series;
+  series = 1.0f / 3 + p * series;
+  series = 1.0f / 2 + p * series;
+  const float u = (1.0f - gamma) * (p + p * p * series);
+  const float g = 1.0f + (u + u * u * ExpTraits<float>::tail(u));
+  return focal_terms(g, p, 1.0f - p, r, gamma);
+}
+
+CE_HD FocalTerms<double> focal_terms_small(double p, double r, double gamma) {
+  return focal_terms(p, r, gamma);
 }
 
 // q * value, where q = 0 wins over an infinite value: a class that the target excludes may be masked
@@ -141,7 +169,6 @@ struct SpreadTerms {
 
 template <class Acc>
 CE_HD SpreadTerms<Acc> plain_spread(const RowSums<Acc>& sums, const RowNorm<Acc>& norm) {
-  if (sums.spread_weight == Acc(0) && sums.spread_gap == Acc(0)) return {};
   return {std::fma(sums.spread_weight, norm.log_sum, rebase_gap(sums, norm.max)), sums.spread_weight};
 }
 

@@ -57,7 +57,10 @@ inline std::optional<RowLayout> row_layout(const Tensor& tensor) {
   int last = -1;
   for (int64_t d = 0; d < dims; ++d) {
     const int64_t size = tensor.size(d), stride = tensor.stride(d);
-    if (d == class_dim || size == 1) continue;
+    // A single position still tells that positions are neighbours: it is to be treated, to the bit, as
+    // it would be among others.
+    const bool lone_position = d == (dims == 2 ? 0 : dims - 1) && stride == 1 && layout.class_stride != 1;
+    if (d == class_dim || (size == 1 && !lone_position)) continue;
     if (last >= 0 && layout.stride[last] == size * stride) {
       layout.size[last] *= size;
       layout.stride[last] = stride;

@@ -163,11 +163,11 @@ def evaluate(model: Transformer, tokens: np.ndarray, setup: Setup) -> float:
     """The mean loss of text that the training never saw, by the same judge for every run."""
     whole = len(tokens) // (setup.context + 1) * (setup.context + 1)
     pieces = torch.from_numpy(tokens[:whole].astype(np.int64)).view(-1, setup.context + 1)
-    losses = [
-        F.cross_entropy(model(text[:, :-1]) @ model.token.weight.T, text[:, 1:].flatten())
-        for text in pieces.split(setup.batch)
-    ]
-    return torch.stack(losses).mean().item()
+    total = 0.0
+    for text in pieces.split(setup.batch):
+        logits = model(text[:, :-1]) @ model.token.weight.T
+        total += F.cross_entropy(logits, text[:, 1:].flatten(), reduction="sum").item()
+    return total / (len(pieces) * setup.context)
 
 
 def differences(run: Run, reference: Run) -> np.ndarray:

@@ -26,15 +26,14 @@ plt.rcParams.update(
 
 def plot_loss_curves(runs: list[Run], path: Path) -> None:
     figure, (curves, apart) = plt.subplots(2, sharex=True, figsize=(7, 6), height_ratios=(2, 1))
-    # They lie on one another: the first is the widest, so that all of them can be seen.
     for i, run in enumerate(runs):
-        width = 2 * (len(runs) - i) - 1
-        curves.plot(run.losses, color=f"C{i}", linewidth=width, label=run.name)
+        # They lie on one another: the later the thinner, so that all of them can be seen.
+        style = {"color": f"C{i}", "label": run.name, "linewidth": 2 * (len(runs) - i) - 1}
+        curves.plot(run.losses, **style)
+        if i > 0:
+            apart.plot(differences(run, runs[0]), **style)
     curves.set(ylabel="training loss", title="The same training with each loss")
     curves.legend()
-
-    for i, run in enumerate(runs[1:], start=1):
-        apart.plot(differences(run, runs[0]), ".-", color=f"C{i}", label=run.name)
     apart.axhline(TOLERANCE, color="black", linestyle=":", label="allowed")
     apart.set_yscale("symlog", linthresh=1e-6)
     apart.set(xlabel="step", ylabel=f"distance from\n{runs[0].name}", ylim=(0, 10 * TOLERANCE))

@@ -48,7 +48,7 @@ def exact_result(problem: Problem, wrt: tuple[str, ...] = ("input",)) -> Result:
     """The float64 reference of the same, already rounded, inputs; itself never rounded again."""
     input, target, weight = (_convert(x, torch.float64) for x in problem.tensors)
     problem = replace(problem, input=input, target=target, weight=weight)
-    with _one_thread():
+    with on_one_thread():
         return evaluate(reference.cross_entropy, problem, wrt)
 
 
@@ -63,7 +63,7 @@ def torch_results(problem: Problem, wrt: tuple[str, ...] = ("input",)) -> list[R
     functions = [reference.cross_entropy]
     if problem.arguments.keys() <= TORCH_ARGUMENTS and problem.input.numel() > 0:
         functions.append(_torch_cross_entropy)
-    with _one_thread():
+    with on_one_thread():
         return [evaluate(function, problem, wrt, dtype) for function in functions]
 
 
@@ -129,7 +129,7 @@ def _torch_cross_entropy(input: Tensor, target: Tensor, *rest, **arguments) -> T
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def on_one_thread() -> Iterator[None]:
     """On a busy machine the threads of many small operations wait for each other, not for us."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -566,7 +566,7 @@ def _transposed(x: Tensor) -> Tensor:
 
 
 def _offset_one(x: Tensor) -> Tensor:
-    storage = x.new_full((x.numel() + 1,), float("nan"))
+    storage = x.new_full((x.numel() + 1,), 99)  # no class index, and larger than any logit
     storage[1:] = x.flatten()
     return storage[1:].view(x.shape)
 

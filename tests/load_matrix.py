@@ -1,7 +1,7 @@
 """One build serves every torch: the package as it was built here, loaded and run by the oldest and
 by the newest torch that it is meant for.
 
-    make load-test     (or python -m tests.load_matrix; downloads two torch wheels of 0.5 GB each)
+    make load-test     (it downloads two torch wheels of 0.5 GB each)
 
 Each torch gets a virtual environment of its own for as long as its test takes. The CUDA libraries
 that torch's wheels are linked with, gigabytes that a test without a GPU has no use for, give way to

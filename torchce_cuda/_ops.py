@@ -24,9 +24,16 @@ def _class_dim(logits: torch.Tensor) -> int:
     return 1 if logits.dim() > 1 else 0
 
 
+def _check_device(logits: torch.Tensor, other: torch.Tensor | None, name: str) -> None:
+    if other is not None and other.device != logits.device:
+        raise RuntimeError(f"{name} is on {other.device}, but input is on {logits.device}")
+
+
 @torch.library.register_fake("torchce::cross_entropy_forward")
 def _(logits, target, weight=None, normalizer=None, *, reduction=MEAN, label_smoothing=0.0,
       gamma=0.0, **options):  # fmt: skip
+    _check_device(logits, target, "target")
+    _check_device(logits, weight, "weight")
     row_shape = list(logits.shape)
     del row_shape[_class_dim(logits)]
     rows = 1

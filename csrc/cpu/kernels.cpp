@@ -12,11 +12,9 @@
 namespace torchce::cpu {
 namespace {
 
-// Shorter runs of positions leave most of a vector idle: rows with a strided load win there.
-constexpr int64_t kShortestRun = 16;
-
+// Positions are neighbours. However few: a position's bits must not depend on the others'.
 bool has_runs(const RowLayout& layout) {
-  return layout.class_stride != 1 && layout.inner_stride() == 1 && layout.inner_size() >= kShortestRun;
+  return layout.class_stride != 1 && layout.inner_stride() == 1;
 }
 
 // Rows are added up in blocks of this many, blocks in their order: the same sum for any threads.
@@ -102,10 +100,12 @@ void forward(const Problem& problem) {
 }
 
 void backward(const Problem& problem) {
+  if (problem.rows == 0 || problem.cols == 0) return;
   choose_strategy(problem) == Strategy::rows ? backward_rows(problem) : backward_positions(problem);
 }
 
 void forward_backward(const Problem& problem) {
+  if (problem.rows == 0 || problem.cols == 0) return forward(problem);
   choose_strategy(problem) == Strategy::rows ? forward_backward_rows(problem)
                                              : forward_backward_positions(problem);
 }

@@ -47,8 +47,7 @@ double read_scalar(const Tensor& tensor) {
     case ScalarType::Float:
       return *static_cast<const float*>(tensor.const_data_ptr());
     default:
-      check(false, "expected a float64 or float32 value, got dtype number ",
-            static_cast<int>(tensor.scalar_type()));
+      check(false, "expected a float64 or float32 value, got ", dtype_of(tensor));
       return 0;
   }
 }

@@ -73,7 +73,7 @@ class Positions {
   template <class Body>
   void for_each_block(const Body& body) const {
     const int64_t blocks = problem_.rows / run_ * blocks_per_run_;
-    const int64_t block_logits = std::min<int64_t>(kLanes, run_) * problem_.cols;
+    const int64_t block_logits = std::min<int64_t>(kLanes, run_) * (problem_.cols + 1);
     parallel_for(blocks, std::max<int64_t>(1, kGrainLogits / block_logits),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t index = begin; index < end; ++index) body(block(index));
@@ -224,9 +224,40 @@ class Positions {
   }
 
   struct alignas(64) Norms {
-    RowNorm<Acc> lane[kLanes];
-    Lane max, log_sum, loss, slope;
+    Lane max, sum, log_sum, p, one_minus_p, r;
+    Lane spread_loss, spread_slope;
+
+    CE_HD RowNorm<Acc> at(int lane) const {
+      return {max[lane], sum[lane], log_sum[lane], p[lane], one_minus_p[lane], r[lane]};
+    }
   };
+
+  void normalise_lanes(const Block& block, const Sums& sums, Norms& norms) const {
+    const int padded = block.padded;
+    visit_bool(problem_.target_kind != TargetKind::probabilities, [&](auto indexed) {
+      multiversion([=, &sums, &norms] {
+        for (int lane = 0; lane < padded; ++lane) {
+          const RowSums<Acc> all{sums.max[lane], sums.sum[lane], sums.spread_weight[lane],
+                                 sums.spread_gap[lane]};
+          RowNorm<Acc> norm;
+          if constexpr (decltype(indexed)::value) {
+            norm = normalise(all, sums.target_logit[lane]);
+          } else {
+            norm = normalise(all);
+          }
+          const SpreadTerms<Acc> spread = plain_spread(all, norm);
+          norms.max[lane] = norm.max;
+          norms.sum[lane] = norm.sum;
+          norms.log_sum[lane] = norm.log_sum;
+          norms.p[lane] = norm.p;
+          norms.one_minus_p[lane] = norm.one_minus_p;
+          norms.r[lane] = norm.r;
+          norms.spread_loss[lane] = spread.loss;
+          norms.spread_slope[lane] = spread.slope;
+        }
+      });
+    });
+  }
 
   void add_focal_spread(const Block& block, int64_t begin, int classes, const Grid& grid,
                         Norms& norms) const {
@@ -236,11 +267,12 @@ class Positions {
       for (int c = 0; c < classes; ++c) {
         const Int index = static_cast<Int>(begin + c);
         for (int lane = 0; lane < padded; ++lane) {
-          const Acc q = block.target[lane] == index ? Acc(0) : grid.q[c][lane];
+          const Acc given = grid.q[c][lane];
+          const Acc q = block.target[lane] == index ? Acc(0) : given;
           const Acc r = norms.log_sum[lane] + (norms.max[lane] - grid.z[c][lane]);
-          const FocalTerms<Acc> terms = focal_terms(r, gamma);
-          norms.loss[lane] += spread_term(q, terms.loss);
-          norms.slope[lane] += q * terms.slope;
+          const FocalTerms<Acc> terms = focal_terms(exp_nonpos(-r), r, gamma);
+          norms.spread_loss[lane] += spread_term(q, terms.loss);
+          norms.spread_slope[lane] += q * terms.slope;
         }
       }
     });
@@ -260,17 +292,7 @@ class Positions {
       add_tile(block, begin, classes, grid, sums);
     });
     Norms norms;
-    for (int lane = 0; lane < block.padded; ++lane) {
-      const RowSums<Acc> all{sums.max[lane], sums.sum[lane], sums.spread_weight[lane],
-                             sums.spread_gap[lane]};
-      norms.lane[lane] =
-          block.target[lane] < 0 ? normalise(all) : normalise(all, sums.target_logit[lane]);
-      norms.max[lane] = norms.lane[lane].max;
-      norms.log_sum[lane] = norms.lane[lane].log_sum;
-      const SpreadTerms<Acc> terms = plain_spread(all, norms.lane[lane]);
-      norms.loss[lane] = terms.loss;
-      norms.slope[lane] = terms.slope;
-    }
+    normalise_lanes(block, sums, norms);
     if (problem_.has_focal_spread()) {
       for_each_class_tile([&](int64_t begin, int classes) {
         load_logits(block, begin, classes, grid);
@@ -278,25 +300,48 @@ class Positions {
         add_focal_spread(block, begin, classes, grid, norms);
       });
     }
-    for (int lane = 0; lane < block.count; ++lane) finish_lane(block, norms, lane);
+    finish_lanes(block, norms);
   }
 
-  void finish_lane(const Block& block, const Norms& norms, int lane) const {
-    if (block.keep[lane] == Acc(0)) return write_row<Acc>(problem_, block.row + lane, {});
-    const Int target = block.target[lane];
-    Acc target_weight = target < 0 ? Acc(0) : kept_ * weight(target);
-    Acc target_spread =
-        target < 0 || !problem_.has_spread() ? Acc(0) : smoothing_ * weight(target);
-    if (problem_.has_focal_spread()) {
-      target_weight += target_spread;
-      target_spread = 0;
+  void finish_lanes(const Block& block, const Norms& norms) const {
+    alignas(64) Lane target_weight, target_spread;
+    for (int lane = 0; lane < block.padded; ++lane) {
+      const Int target = block.target[lane];
+      target_weight[lane] = target < 0 ? Acc(0) : kept_ * weight(target);
+      target_spread[lane] =
+          target < 0 || !problem_.has_spread() ? Acc(0) : smoothing_ * weight(target);
+      if (problem_.has_focal_spread()) {
+        target_weight[lane] += target_spread[lane];
+        target_spread[lane] = 0;
+      }
     }
-    write_row(problem_, block.row + lane,
-              finish_row(norms.lane[lane], target_weight, target_spread,
-                         SpreadTerms<Acc>{norms.loss[lane], norms.slope[lane]}, problem_.options));
+    const RowOptions options = problem_.options;
+    const int count = block.count;
+    const int64_t rows = problem_.rows;
+    Acc* loss = static_cast<Acc*>(problem_.row_loss) + block.row;
+    Acc* state = static_cast<Acc*>(problem_.state) + block.row;
+    const bool log_sum = problem_.has_focal_spread();
+    multiversion([=, &block, &norms, &target_weight, &target_spread] {
+      alignas(64) Lane row_loss, coef, target_grad;
+      for (int lane = 0; lane < count; ++lane) {
+        const SpreadTerms<Acc> spread{norms.spread_loss[lane], norms.spread_slope[lane]};
+        const RowResult<Acc> row =
+            finish_row(norms.at(lane), target_weight[lane], target_spread[lane], spread, options);
+        const bool keep = block.keep[lane] != Acc(0);
+        row_loss[lane] = keep ? row.loss : Acc(0);
+        coef[lane] = keep ? row.state.coef : Acc(0);
+        target_grad[lane] = keep ? row.state.target_grad : Acc(0);
+      }
+      std::copy(row_loss, row_loss + count, loss);
+      std::copy(norms.max, norms.max + count, state);
+      std::copy(coef, coef + count, state + rows);
+      std::copy(target_grad, target_grad + count, state + 2 * rows);
+      if (log_sum) std::copy(norms.log_sum, norms.log_sum + count, state + 3 * rows);
+    });
   }
 
   void backward_block(const Block& block) const {
+    const bool spread = problem_.has_spread(), focal_spread = problem_.has_focal_spread();
     alignas(64) Lane max, coef, target_grad, log_sum, grad;
     for (int lane = 0; lane < block.padded; ++lane) {
       const bool kept = block.keep[lane] != Acc(0);
@@ -304,7 +349,8 @@ class Positions {
           kept ? read_state<Acc>(problem_, block.row + lane) : RowState<Acc>{};
       grad[lane] = kept ? row_grad<Acc>(problem_, block.row + lane) * scale_ : Acc(0);
       max[lane] = state.max;
-      coef[lane] = grad[lane] * state.coef;
+      // with focal terms dz comes by way of p, not of exp(z - max)
+      coef[lane] = grad[lane] * state.coef * (focal_spread ? std::exp(state.log_sum) : Acc(1));
       target_grad[lane] = grad[lane] * state.target_grad;
       log_sum[lane] = state.log_sum;
     }
@@ -312,7 +358,6 @@ class Positions {
     T* out = static_cast<T*>(problem_.grad) + layout.offset(block.row);
     const int64_t step = layout.class_stride;
     const int count = block.count, padded = block.padded;
-    const bool spread = problem_.has_spread(), focal_spread = problem_.has_focal_spread();
     const Acc softcap = softcap_, gamma = gamma_;
     Grid grid;
     for_each_class_tile([&](int64_t begin, int classes) {
@@ -326,8 +371,10 @@ class Positions {
           const Acc* q = grid.q[c];
           if (focal_spread) {
             for (int lane = 0; lane < padded; ++lane) {
-              const Acc slope = focal_terms(log_sum[lane] + (max[lane] - z[lane]), gamma).slope;
-              dz[lane] = coef[lane] * exp_nonpos(z[lane] - max[lane]) - grad[lane] * (q[lane] * slope);
+              const Acc r = log_sum[lane] + (max[lane] - z[lane]);
+              const Acc p = exp_nonpos(-r);
+              const Acc slope = focal_terms(p, r, gamma).slope;
+              dz[lane] = coef[lane] * p - grad[lane] * (q[lane] * slope);
             }
           } else if (spread) {
             for (int lane = 0; lane < padded; ++lane) {
@@ -340,13 +387,15 @@ class Positions {
           }
           const Int index = static_cast<Int>(begin + c);
           for (int lane = 0; lane < padded; ++lane) {
-            const Acc value = block.target[lane] == index ? target_grad[lane] : dz[lane];
+            const Acc at_target = target_grad[lane], elsewhere = dz[lane];
+            const Acc value = block.target[lane] == index ? at_target : elsewhere;
             // ignored: exactly 0, whatever its logits are
             dz[lane] = block.keep[lane] == Acc(0) ? Acc(0) : value;
           }
           if (softcap > Acc(0)) {
             for (int lane = 0; lane < padded; ++lane) {
-              dz[lane] *= block.keep[lane] == Acc(0) ? Acc(0) : transform_slope(z[lane], softcap);
+              const Acc slope = transform_slope(z[lane], softcap);
+              dz[lane] *= block.keep[lane] == Acc(0) ? Acc(0) : slope;
             }
           }
           for (int lane = 0; lane < count; ++lane) lines[c * step + lane] = from_acc<T>(dz[lane]);

@@ -141,22 +141,36 @@ void spread_sums(const Acc* z, const Acc* q, int padded, Acc reference, RowSums<
   });
 }
 
-// sum q (1 - p)^gamma r  and  sum q f(p); z is overwritten.
+// Calls body with a function (p, r) -> FocalTerms: the short one where no class of the tile is likely.
+template <class Acc, class Body>
+void with_focal_terms(const Acc* z, int padded, Acc max, Acc log_sum, Acc gamma, const Body& body) {
+  const Acc smallest_r = log_sum + (max - max_of(z, padded));
+  if (gamma <= Acc(kSmallGamma) && smallest_r >= -std::log(Acc(kSmallP))) {
+    body([gamma](Acc p, Acc r) { return focal_terms_small(p, r, gamma); });
+  } else {
+    body([gamma](Acc p, Acc r) { return focal_terms(p, r, gamma); });
+  }
+}
+
+// sum q (1 - p)^gamma r  and  sum q f(p)
 template <class Acc>
-SpreadTerms<Acc> focal_spread_sums(Acc* z, const Acc* q, int padded, Acc max, Acc log_sum, Acc gamma) {
+SpreadTerms<Acc> focal_spread_sums(const Acc* z, const Acc* q, int padded, Acc max, Acc log_sum, Acc gamma) {
   SpreadTerms<Acc> sums;
-  multiversion([=, &sums] {
-    alignas(64) Acc loss[kLanes] = {}, slope[kTile];
-    for (int i = 0; i < padded; ++i) {
-      const FocalTerms<Acc> terms = focal_terms(log_sum + (max - z[i]), gamma);
-      z[i] = spread_term(q[i], terms.loss);
-      slope[i] = q[i] * terms.slope;
-    }
-    fill_lanes(loss, padded, [=](Acc total, int64_t i) { return total + z[i]; });
-    sums.loss = fold_sum(loss);
-    alignas(64) Acc lanes[kLanes] = {};
-    fill_lanes(lanes, padded, [&](Acc total, int64_t i) { return total + slope[i]; });
-    sums.slope = fold_sum(lanes);
+  with_focal_terms(z, padded, max, log_sum, gamma, [=, &sums](auto focal) {
+    multiversion([=, &sums] {
+      alignas(64) Acc loss[kLanes] = {}, slope[kLanes] = {};
+      for (int64_t block = 0; block < padded; block += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          const int64_t i = block + lane;
+          const Acc r = log_sum + (max - z[i]);
+          const FocalTerms<Acc> terms = focal(exp_nonpos(-r), r);
+          loss[lane] += spread_term(q[i], terms.loss);
+          slope[lane] += q[i] * terms.slope;
+        }
+      }
+      sums.loss = fold_sum(loss);
+      sums.slope = fold_sum(slope);
+    });
   });
   return sums;
 }
@@ -177,15 +191,19 @@ void spread_gradient(Acc* z, const Acc* q, int padded, Acc max, Acc coef, Acc gr
   });
 }
 
-// z becomes  coef * exp(z - max) - grad * q * f(p).
+// z becomes  coef * exp(z - max) - grad * q * f(p), by way of p, which f needs.
 template <class Acc>
 void focal_spread_gradient(Acc* z, const Acc* q, int padded, Acc max, Acc coef, Acc log_sum, Acc gamma,
                            Acc grad) {
-  multiversion([=] {
-    for (int i = 0; i < padded; ++i) {
-      const Acc slope = focal_terms(log_sum + (max - z[i]), gamma).slope;
-      z[i] = coef * exp_nonpos(z[i] - max) - grad * (q[i] * slope);
-    }
+  const Acc coef_of_p = coef * std::exp(log_sum);
+  with_focal_terms(z, padded, max, log_sum, gamma, [=](auto focal) {
+    multiversion([=] {
+      for (int64_t i = 0; i < padded; ++i) {
+        const Acc r = log_sum + (max - z[i]);
+        const Acc p = exp_nonpos(-r);
+        z[i] = coef_of_p * p - grad * (q[i] * focal(p, r).slope);
+      }
+    });
   });
 }
 
