@@ -62,10 +62,10 @@ OPTIONS = {
         ),
     )
 }
-EVERY_OPTION = tuple(OPTIONS)
-SOME_OPTIONS = ("mean", "none", "smoothing_weight", "focal_weight", "everything")
+EVERY = tuple(OPTIONS)
+SOME = ("mean", "none", "smoothing_weight", "focal_weight", "everything")
 # A row without a softmax makes every sum NaN: only losses row by row can be compared.
-ROW_OPTIONS = ("none", "focal_real")
+ROWS = ("none", "focal_real")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Case:
     shape: tuple[int, ...]  # (C), (N, C) or (N, C, d1, ..., dk)
     why: str
     dtypes: tuple[torch.dtype, ...] = (F32,)
-    options: tuple[str, ...] = SOME_OPTIONS
+    options: tuple[str, ...] = SOME
     logits: str = "random"  # a key of LOGITS
     layout: str = "contiguous"  # a key of LAYOUTS
     target: torch.dtype | str = torch.int64  # of class indices, or "probabilities", "one_hot"
@@ -100,175 +100,79 @@ class Case:
         return isinstance(self.target, torch.dtype)
 
 
-ALL_FLOATS = (F64, F32, BF16, F16)
-THREE_FLOATS = (F32, BF16, F16)
+ALL = (F64, F32, BF16, F16)
+SINGLE = (F32, BF16, F16)  # all that accumulate in float32
 
 CASES = (
     # The number of classes: every vector width, its tails, and real vocabularies.
-    Case("one_class", (5, 1), "loss and gradient are 0", ALL_FLOATS, EVERY_OPTION),
-    Case("two_classes", (64, 2), "shorter than any vector", ALL_FLOATS, EVERY_OPTION),
-    Case("three_classes", (33, 3), "an odd row shorter than any vector", THREE_FLOATS),
-    Case("ten_classes", (64, 10), "digits", ALL_FLOATS, EVERY_OPTION, ignore_index=-100),
-    Case("seventeen", (9, 17), "one vector of 16 and a tail of one", ALL_FLOATS, EVERY_OPTION),
-    Case("thirty_one", (8, 31), "the longest tail", THREE_FLOATS),
-    Case("thousand", (12, 1000), "ImageNet", ALL_FLOATS, EVERY_OPTION, ignore_index=-100),
-    Case("gpt2", (3, 50257), "an odd vocabulary", THREE_FLOATS),
-    Case("llama3", (2, 128256), "a large vocabulary: as many rows as threads", THREE_FLOATS),
-    Case("one_long_row", (1, 300_001), "a single row has to feed every thread", (F64, F32, BF16)),
-    Case("many_short_rows", (20_000, 3), "rows so short that their overhead counts", (F32, BF16)),
-    Case("many_rows", (3001, 21), "more rows than one tile, and no multiple of it", THREE_FLOATS),
+    Case("one_class", (5, 1), "loss and gradient are 0", ALL, EVERY),
+    Case("two_classes", (64, 2), "shorter than any vector", ALL, EVERY),
+    Case("three_classes", (33, 3), "an odd row shorter than any vector", SINGLE),
+    Case("ten_classes", (64, 10), "digits", ALL, EVERY, ignore_index=-100),
+    Case("seventeen", (9, 17), "one vector of 16 and a tail of one", ALL, EVERY),
+    Case("thirty_one", (8, 31), "the longest tail", SINGLE),
+    Case("thousand", (12, 1000), "ImageNet", ALL, EVERY, ignore_index=-100),
+    Case("gpt2", (3, 50257), "an odd vocabulary", SINGLE),
+    Case("llama3", (2, 128256), "as many rows as threads", SINGLE),
+    Case("one_long_row", (1, 300_001), "one row feeds every thread", (F64, F32, BF16)),
+    Case("many_short_rows", (20_000, 3), "overhead counts", (F32, BF16)),
+    Case("many_rows", (3001, 21), "more rows than a tile, no multiple of it", SINGLE),
     # Where the classes lie.
-    Case("unbatched", (11,), "a single row, the class dimension first", ALL_FLOATS, EVERY_OPTION),
-    Case("sequence", (4, 7, 9), "classes strided, neighbours in d1", ALL_FLOATS, EVERY_OPTION),
+    Case("unbatched", (11,), "a single row, the class dimension first", ALL, EVERY),
+    Case("sequence", (4, 7, 9), "classes strided, neighbours in d1", ALL, EVERY),
     Case(
-        "image",
-        (2, 21, 6, 11),
-        "segmentation: positions no multiple of a vector",
-        ALL_FLOATS,
-        EVERY_OPTION,
-        ignore_index=255,
+        "image", (2, 21, 6, 11), "positions no multiple of a vector", ALL, EVERY, ignore_index=255
     ),
     Case("large_image", (1, 19, 70, 64), "more positions than one tile", (F32, BF16)),
     Case("deep_image", (2, 1000, 3, 3), "many classes, few positions", (F32, BF16)),
     Case("volume", (2, 5, 3, 4, 5), "three spatial dimensions", (F32, BF16)),
     Case("one_position", (6, 33, 1), "a spatial dimension of size 1", (F32,)),
     # Strides: each must give the numbers of the contiguous copy.
-    Case(
-        "transposed",
-        (37, 50),
-        "classes strided in two dimensions",
-        THREE_FLOATS,
-        layout="transposed",
-    ),
-    Case(
-        "offset_one",
-        (9, 1000),
-        "rows that no vector load is aligned with",
-        ALL_FLOATS,
-        layout="offset_one",
-    ),
-    Case("sliced", (9, 1000), "padding between the rows", THREE_FLOATS, layout="sliced"),
+    Case("transposed", (37, 50), "classes strided", SINGLE, layout="transposed"),
+    Case("offset_one", (9, 1000), "rows at any alignment", ALL, layout="offset_one"),
+    Case("sliced", (9, 1000), "padding between the rows", SINGLE, layout="sliced"),
     Case("every_second_row", (9, 65), "a row stride of two rows", (F32,), layout="every_second"),
     Case("expanded", (6, 129), "one row seen six times, stride 0", (F32, BF16), layout="expanded"),
+    Case("channels_last", (2, 21, 5, 7), "classes last in memory", SINGLE, layout="channels_last"),
     Case(
-        "channels_last",
-        (2, 21, 5, 7),
-        "classes last in memory",
-        THREE_FLOATS,
-        layout="channels_last",
-    ),
-    Case(
-        "language_model",
-        (3, 257, 8),
-        "(B, T, V) seen as (B, V, T)",
-        THREE_FLOATS,
-        layout="channels_last",
+        "language_model", (3, 257, 8), "(B, T, V) seen as (B, V, T)", SINGLE, layout="channels_last"
     ),
     Case(
         "every_second_pixel",
         (2, 21, 5, 6),
         "a spatial stride of two",
-        THREE_FLOATS,
+        SINGLE,
         layout="every_second",
     ),
-    Case(
-        "expanded_pixels", (2, 21, 5, 6), "one position seen everywhere", (F32,), layout="expanded"
-    ),
+    Case("expanded_pixels", (2, 21, 5, 6), "stride 0", (F32,), layout="expanded"),
     # Values.
-    Case(
-        "peaked",
-        (16, 1000),
-        "p close to 1: lse - z and 1 - p cancel",
-        ALL_FLOATS,
-        EVERY_OPTION,
-        "peaked",
-    ),
-    Case(
-        "peaked_image",
-        (2, 21, 6, 11),
-        "the same with strided classes",
-        (F64, F32, BF16),
-        EVERY_OPTION,
-        "peaked",
-    ),
-    Case(
-        "certain",
-        (16, 100),
-        "p = 1 to the last digit, or p = 0",
-        ALL_FLOATS,
-        EVERY_OPTION,
-        "extreme",
-    ),
-    Case(
-        "offset_rows",
-        (16, 100),
-        "each row around another number within +-1e4",
-        ALL_FLOATS,
-        EVERY_OPTION,
-        "offset",
-    ),
-    Case("equal", (7, 129), "uniform rows", THREE_FLOATS, logits="equal"),
-    Case(
-        "masked",
-        (16, 129),
-        "-inf off target: p = 0, gradient 0",
-        ALL_FLOATS,
-        EVERY_OPTION,
-        "masked",
-    ),
-    Case(
-        "masked_image",
-        (2, 21, 6, 11),
-        "the same with strided classes",
-        (F32,),
-        EVERY_OPTION,
-        "masked",
-    ),
-    Case(
-        "masked_start",
-        (4, 5000),
-        "whole vectors of -inf before the first number",
-        (F32, BF16),
-        logits="masked_start",
-    ),
+    Case("peaked", (16, 1000), "lse - z and 1 - p cancel", ALL, EVERY, "peaked"),
+    Case("peaked_image", (2, 21, 6, 11), "with strided classes", (F64, F32, BF16), EVERY, "peaked"),
+    Case("certain", (16, 100), "p = 1 or p = 0", ALL, EVERY, "extreme"),
+    Case("offset_rows", (16, 100), "rows around +-1e4", ALL, EVERY, "offset"),
+    Case("equal", (7, 129), "uniform rows", SINGLE, logits="equal"),
+    Case("masked", (16, 129), "p = 0, gradient 0", ALL, EVERY, "masked"),
+    Case("masked_image", (2, 21, 6, 11), "with strided classes", (F32,), EVERY, "masked"),
+    Case("masked_start", (4, 5000), "vectors of -inf alone", (F32, BF16), logits="masked_start"),
     Case(
         "masked_but_one",
         (6, 40),
         "one class left: p = 1",
         (F64, F32, BF16),
-        EVERY_OPTION,
+        EVERY,
         "masked_but_one",
     ),
+    Case("masked_target", (16, 129), "loss inf, gradient finite", SINGLE, ROWS, "masked_target"),
+    Case("no_softmax", (12, 129), "NaN in such rows alone", ALL, ROWS, "no_softmax"),
     Case(
-        "masked_target",
-        (16, 129),
-        "a loss of inf with a finite gradient",
-        THREE_FLOATS,
-        ROW_OPTIONS,
-        "masked_target",
-    ),
-    Case(
-        "no_softmax",
-        (12, 129),
-        "rows of -inf, with NaN, with +inf: NaN alone there",
-        ALL_FLOATS,
-        ROW_OPTIONS,
-        "no_softmax",
-    ),
-    Case(
-        "no_softmax_image",
-        (2, 21, 6, 11),
-        "the same with strided classes",
-        (F32, BF16),
-        ROW_OPTIONS,
-        "no_softmax",
+        "no_softmax_image", (2, 21, 6, 11), "with strided classes", (F32, BF16), ROWS, "no_softmax"
     ),
     Case(
         "no_softmax_ignored",
         (40, 129),
-        "what an ignored row holds must not matter",
-        THREE_FLOATS,
-        EVERY_OPTION,
+        "an ignored row may hold anything",
+        SINGLE,
+        EVERY,
         "no_softmax_ignored",
         ignore_index=-100,
     ),
@@ -292,100 +196,51 @@ CASES = (
         target=torch.int32,
         ignore_index=255,
     ),
-    Case(
-        "ignored_class",
-        (40, 7),
-        "ignore_index is a valid class",
-        (F32,),
-        EVERY_OPTION,
-        ignore_index=3,
-    ),
-    Case(
-        "ignored_far",
-        (40, 7),
-        "equal to class 0 in 32 bits, but another number",
-        (F32,),
-        ignore_index=2**32,
-    ),
+    Case("ignored_class", (40, 7), "ignore_index is a valid class", (F32,), EVERY, ignore_index=3),
+    Case("ignored_far", (40, 7), "class 0 in 32 bits alone", (F32,), ignore_index=2**32),
     Case(
         "all_ignored",
         (6, 33),
-        "the mean is NaN, the gradient exactly 0",
-        THREE_FLOATS,
-        EVERY_OPTION,
+        "mean NaN, gradient 0",
+        SINGLE,
+        EVERY,
         ignore_index=-100,
         ignored=1.0,
     ),
     # Probabilities.
-    Case(
-        "probabilities",
-        (9, 33),
-        "not normalised, as PyTorch allows",
-        ALL_FLOATS,
-        EVERY_OPTION,
-        target="probabilities",
-    ),
-    Case(
-        "one_hot",
-        (9, 33),
-        "probabilities that are mostly 0",
-        THREE_FLOATS,
-        EVERY_OPTION,
-        target="one_hot",
-    ),
+    Case("probabilities", (9, 33), "need not add up to 1", ALL, EVERY, target="probabilities"),
+    Case("one_hot", (9, 33), "mostly 0", SINGLE, EVERY, target="one_hot"),
     Case(
         "one_hot_masked",
         (9, 33),
         "0 * inf contributes 0",
         (F32, BF16),
-        EVERY_OPTION,
+        EVERY,
         "masked",
         target="one_hot",
     ),
-    Case(
-        "distillation",
-        (3, 5003),
-        "a teacher over a vocabulary",
-        THREE_FLOATS,
-        target="probabilities",
-    ),
-    Case(
-        "soft_image", (2, 21, 6, 11), "both tensors strided", THREE_FLOATS, target="probabilities"
-    ),
+    Case("distillation", (3, 5003), "a teacher over a vocabulary", SINGLE, target="probabilities"),
+    Case("soft_image", (2, 21, 6, 11), "both tensors strided", SINGLE, target="probabilities"),
     Case(
         "soft_channels_last",
         (2, 21, 6, 11),
-        "logits and target laid out differently",
+        "laid out unlike the target",
         (F32,),
         layout="channels_last",
         target="probabilities",
     ),
-    Case(
-        "soft_unbatched",
-        (11,),
-        "a single distribution",
-        (F32,),
-        EVERY_OPTION,
-        target="probabilities",
-    ),
+    Case("soft_unbatched", (11,), "a single distribution", (F32,), EVERY, target="probabilities"),
     # Nothing to do.
-    Case("no_rows", (0, 7), "a mean of nothing is NaN, a sum is 0", THREE_FLOATS, EVERY_OPTION),
-    Case("no_batch", (0, 7, 3), "the same with positions", (F32,), EVERY_OPTION),
-    Case("no_positions", (2, 3, 5, 0), "an empty image", (F32,), EVERY_OPTION),
-    Case(
-        "no_rows_soft",
-        (0, 7),
-        "the same for probabilities",
-        (F32,),
-        EVERY_OPTION,
-        target="probabilities",
-    ),
+    Case("no_rows", (0, 7), "mean NaN, sum 0", SINGLE, EVERY),
+    Case("no_batch", (0, 7, 3), "the same with positions", (F32,), EVERY),
+    Case("no_positions", (2, 3, 5, 0), "an empty image", (F32,), EVERY),
+    Case("no_rows_soft", (0, 7), "with probabilities", (F32,), EVERY, target="probabilities"),
     Case(
         "no_classes",
         (5, 0),
-        "legal if every row is ignored",
+        "legal if all is ignored",
         (F32,),
-        EVERY_OPTION,
+        EVERY,
         ignore_index=-100,
         ignored=1.0,
     ),

@@ -1,7 +1,10 @@
 """Seeds, devices and markers."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from accuracy import on_one_thread
 
 import torchce_cuda  # noqa: F401  (registers the operators)
 
@@ -28,3 +31,10 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests of many small PyTorch operations."""
+    with on_one_thread():
+        yield

@@ -16,6 +16,8 @@ from torch.func import grad, hessian, jacrev, jvp, vjp, vmap
 import torchce_cuda as ce
 from torchce_cuda import reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=["f64", "f32", "bf16", "f16"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -48,8 +48,8 @@ def cross_entropy(
         if label_smoothing > 0:
             probability = (1 - label_smoothing) * probability + label_smoothing / num_classes
         z = _scale_and_cap(logits, logit_scale, logit_softcap)
-        log_p, one_minus_p, lse = _softmax(z, exact=classes == z.argmax(-1, keepdim=True))
-        cost = _modulate(log_p, one_minus_p, gamma)
+        log_p, log_not_p, lse = _softmax(z, exact=classes == z.argmax(-1, keepdim=True))
+        cost = _modulate(log_p, log_not_p, gamma)
         # A class masked by -inf has an infinite cost, and none where its probability is 0.
         cost = torch.where((probability == 0) & (log_p == -torch.inf), 0.0, cost)
         loss = (probability * weight * cost).sum(-1) + z_loss * lse.square()
@@ -62,8 +62,8 @@ def cross_entropy(
         z = _scale_and_cap(
             torch.where(counted.unsqueeze(-1), logits, 0.0), logit_scale, logit_softcap
         )
-        log_p, one_minus_p, lse = _softmax(z, exact=is_target)
-        cost = _modulate(log_p, one_minus_p, gamma)
+        log_p, log_not_p, lse = _softmax(z, exact=is_target)
+        cost = _modulate(log_p, log_not_p, gamma)
         # Select, then multiply: the weights and costs of other classes may be inf or NaN.
         target_weight = torch.where(is_target, weight, 0.0).sum(-1)
         loss = target_weight * torch.where(is_target, cost, 0.0).sum(-1)
@@ -86,7 +86,7 @@ def _scale_and_cap(logits: Tensor, scale: float, cap: float | None) -> Tensor:
 
 
 def _softmax(z: Tensor, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``log p`` and ``1 - p`` of every class and ``lse`` of every row.
+    """``log p`` and ``log(1 - p)`` of every class and ``lse`` of every row.
 
     As ``p -> 1`` both ``lse - z`` and ``1 - p`` cancel. The odds of one class against all others
     do not: ``p = sigmoid(log_odds)`` and ``1 - p = sigmoid(-log_odds)``. ``exact`` marks the class
@@ -98,21 +98,23 @@ def _softmax(z: Tensor, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     z = z - shift
     lse = shift + torch.logsumexp(z, -1, keepdim=True)
     log_p = torch.log_softmax(z, -1)
+    # At p = 1 to the last digit, log(1 - p) has no derivative; as the cost is 0, any value does.
+    log_not_p = torch.log(-torch.expm1(torch.where(log_p < 0, log_p, -torch.inf)))
     # The lowest number and not -inf: logsumexp of nothing but -inf has a NaN gradient.
     others = torch.where(exact, torch.finfo(z.dtype).min, z).logsumexp(-1, keepdim=True)
     log_odds = torch.where(exact, z, 0.0).sum(-1, keepdim=True) - others
     return (
         torch.where(exact, F.logsigmoid(log_odds), log_p),
-        torch.where(exact, torch.sigmoid(-log_odds), -torch.expm1(log_p)),
+        torch.where(exact, F.logsigmoid(-log_odds), log_not_p),
         lse.squeeze(-1),
     )
 
 
-def _modulate(log_p: Tensor, one_minus_p: Tensor, gamma: float) -> Tensor:
-    """``(1 - p)^gamma * (-log p)`` with finite derivatives also at ``p = 0`` and ``p = 1``."""
+def _modulate(log_p: Tensor, log_not_p: Tensor, gamma: float) -> Tensor:
+    """``(1 - p)^gamma * (-log p)``, as an exponential whose derivatives are all finite."""
     if gamma == 0:
         return -log_p
-    # Both ends leave before the power is taken: afterwards, 0 * inf stays in the gradient.
-    inside = (log_p > -torch.inf) & (one_minus_p > 0)
-    modulated = torch.where(inside, one_minus_p, 0.5) ** gamma * -torch.where(inside, log_p, -1.0)
-    return torch.where(inside, modulated, -log_p * (log_p < -1))  # the limits: inf and 0
+    # p = 0 leaves before it is modulated: afterwards, 0 * inf stays in the gradient.
+    possible = log_p > -torch.inf
+    modulated = torch.exp(gamma * log_not_p) * -torch.where(possible, log_p, -1.0)
+    return torch.where(possible, modulated, -log_p)

@@ -12,6 +12,9 @@
 namespace torchce::cpu {
 namespace {
 
+// Rows up to this many classes leave vectors idle; many rows side by side fill them.
+constexpr int64_t kShortRow = 32;
+
 // Positions are neighbours. However few: a position's bits must not depend on the others'.
 bool has_runs(const RowLayout& layout) {
   return layout.class_stride != 1 && layout.inner_stride() == 1;
@@ -41,26 +44,28 @@ Strategy choose_strategy(const Problem& problem) {
                     (problem.target_kind != TargetKind::probabilities ||
                      has_runs(problem.probabilities.layout)) &&
                     (problem.grad == nullptr || has_runs(problem.grad_layout));
-  return runs ? Strategy::positions : Strategy::rows;
+  return runs || problem.cols <= kShortRow ? Strategy::positions : Strategy::rows;
 }
 
 TargetScan scan_targets(const Problem& problem) {
   std::atomic<int64_t> first_bad{problem.rows};
   TargetScan scan;
-  scan.weight_sum = sum_blocks(problem.rows, [&](int64_t begin, int64_t end) {
-    double sum = 0;
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t index = read_index(problem, row);
-      if (index == problem.ignore_index) continue;
-      if (index < 0 || index >= problem.cols) {
-        int64_t seen = first_bad.load();
-        while (row < seen && !first_bad.compare_exchange_weak(seen, row)) {
+  scan.weight_sum = visit_indices(problem, [&](auto* indices) {
+    return sum_blocks(problem.rows, [&](int64_t begin, int64_t end) {
+      double sum = 0;
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t index = indices[row];
+        if (index == problem.ignore_index) continue;
+        if (index < 0 || index >= problem.cols) {
+          int64_t seen = first_bad.load();
+          while (row < seen && !first_bad.compare_exchange_weak(seen, row)) {
+          }
+          break;
         }
-        break;
+        sum += weight_of(problem, index);
       }
-      sum += weight_of(problem, index);
-    }
-    return sum;
+      return sum;
+    });
   });
   if (first_bad.load() < problem.rows) {
     scan.first_bad_row = first_bad.load();
@@ -74,8 +79,15 @@ double sum_row_loss(const Problem& problem) {
     using Acc = acc_t<typename decltype(type)::type>;
     const Acc* loss = static_cast<const Acc*>(problem.row_loss);
     return sum_blocks(problem.rows, [&](int64_t begin, int64_t end) {
-      double sum = 0;
-      for (int64_t row = begin; row < end; ++row) sum += loss[row];
+      double lanes[kLanes] = {};
+      const int64_t whole = begin + (end - begin) / kLanes * kLanes;
+      multiversion([=, &lanes] {
+        for (int64_t row = begin; row < whole; row += kLanes) {
+          for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += loss[row + lane];
+        }
+      });
+      double sum = fold_sum(lanes);
+      for (int64_t row = whole; row < end; ++row) sum += loss[row];
       return sum;
     });
   });

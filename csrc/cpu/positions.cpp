@@ -1,7 +1,7 @@
-// Cross entropy where positions, not classes, are neighbours in memory: (N, C, d1, ..) and transposed
-// (N, C). A block is kLanes positions by kClassTile classes in a stack buffer; every loop runs along
-// the positions, so nothing is permuted, nothing is reduced across lanes, and a position's bits do
-// not depend on its neighbours.
+// Cross entropy along positions: where they, not classes, are neighbours in memory ((N, C, d1, ..) and
+// transposed (N, C)), and where rows are too short to fill a vector. A block is kLanes positions by
+// kClassTile classes in a stack buffer; every loop runs along the positions, so nothing is permuted in
+// memory, nothing is reduced across lanes, and a position's bits do not depend on its neighbours.
 //
 // Moves     as rows.cpp: forward reads each logit once, backward reads once and writes once. Where all
 //           classes fit one class tile, forward_backward finds its second look in L1.
@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kLanes = 256;
 constexpr int kClassTile = 32;
+constexpr int kCacheLine = 64;
 constexpr int64_t kGrainLogits = 32768;
 
 template <class T>
@@ -86,13 +87,17 @@ class Positions {
     block.row = index / blocks_per_run_ * run_ + start;
     block.count = static_cast<int>(std::min<int64_t>(kLanes, run_ - start));
     block.padded = (block.count + 15) / 16 * 16;
-    const bool indexed = problem_.target_kind != TargetKind::probabilities;
-    for (int lane = 0; lane < block.padded; ++lane) {
-      const bool ignored = lane >= block.count || is_ignored(problem_, block.row + lane);
-      block.keep[lane] = ignored ? Acc(0) : Acc(1);
-      block.target[lane] =
-          ignored || !indexed ? Int(-1) : static_cast<Int>(read_index(problem_, block.row + lane));
-    }
+    std::fill(block.target, block.target + block.padded, Int(-1));
+    std::fill(block.keep, block.keep + block.padded, Acc(1));
+    if (problem_.target_kind == TargetKind::probabilities) return block;
+    visit_indices(problem_, [&](auto* indices) {
+      for (int lane = 0; lane < block.count; ++lane) {
+        const int64_t index = indices[block.row + lane];
+        const bool ignored = index == problem_.ignore_index;
+        block.keep[lane] = ignored ? Acc(0) : Acc(1);
+        block.target[lane] = ignored ? Int(-1) : static_cast<Int>(index);
+      }
+    });
     return block;
   }
 
@@ -106,14 +111,27 @@ class Positions {
                   int classes, Acc (*lines)[kLanes]) const {
     const S* source =
         static_cast<const S*>(data) + layout.offset(block.row) + begin * layout.class_stride;
-    const int64_t step = layout.class_stride;
+    const int64_t step = layout.class_stride, stride = layout.inner_stride();
     const int count = block.count, padded = block.padded;
-    multiversion([=] {
-      for (int c = 0; c < classes; ++c) {
-        for (int lane = 0; lane < count; ++lane) lines[c][lane] = to_acc(source[c * step + lane]);
-        for (int lane = count; lane < padded; ++lane) lines[c][lane] = 0;
+    if (stride == 1) {
+      multiversion([=] {
+        for (int c = 0; c < classes; ++c) {
+          const S* line = source + c * step;
+          // the next block's: a stream per class is more than the hardware follows
+          for (int lane = 0; lane < count; lane += kCacheLine / sizeof(S)) {
+            __builtin_prefetch(line + kLanes + lane);
+          }
+          for (int lane = 0; lane < count; ++lane) lines[c][lane] = to_acc(line[lane]);
+        }
+      });
+    } else {
+      for (int lane = 0; lane < count; ++lane) {
+        for (int c = 0; c < classes; ++c) lines[c][lane] = to_acc(source[c * step + lane * stride]);
       }
-    });
+    }
+    for (int c = 0; c < classes; ++c) {
+      for (int lane = count; lane < padded; ++lane) lines[c][lane] = 0;
+    }
   }
 
   void load_logits(const Block& block, int64_t begin, int classes, Grid& grid) const {
@@ -356,19 +374,17 @@ class Positions {
     }
     const RowLayout& layout = problem_.grad_layout;
     T* out = static_cast<T*>(problem_.grad) + layout.offset(block.row);
-    const int64_t step = layout.class_stride;
     const int count = block.count, padded = block.padded;
     const Acc softcap = softcap_, gamma = gamma_;
     Grid grid;
     for_each_class_tile([&](int64_t begin, int classes) {
       load_logits(block, begin, classes, grid);
       if (spread) load_spread(block, begin, classes, grid);
-      T* lines = out + begin * step;
       multiversion([=, &block, &grid, &max, &coef, &target_grad, &log_sum, &grad] {
-        alignas(64) Lane dz;
         for (int c = 0; c < classes; ++c) {
-          const Acc* z = grid.z[c];
+          Acc* z = grid.z[c];  // becomes the gradient
           const Acc* q = grid.q[c];
+          alignas(64) Lane dz;
           if (focal_spread) {
             for (int lane = 0; lane < padded; ++lane) {
               const Acc r = log_sum[lane] + (max[lane] - z[lane]);
@@ -389,19 +405,30 @@ class Positions {
           for (int lane = 0; lane < padded; ++lane) {
             const Acc at_target = target_grad[lane], elsewhere = dz[lane];
             const Acc value = block.target[lane] == index ? at_target : elsewhere;
+            const Acc slope = softcap > Acc(0) ? transform_slope(z[lane], softcap) : Acc(1);
             // ignored: exactly 0, whatever its logits are
-            dz[lane] = block.keep[lane] == Acc(0) ? Acc(0) : value;
+            z[lane] = block.keep[lane] == Acc(0) ? Acc(0) : value * slope;
           }
-          if (softcap > Acc(0)) {
-            for (int lane = 0; lane < padded; ++lane) {
-              const Acc slope = transform_slope(z[lane], softcap);
-              dz[lane] *= block.keep[lane] == Acc(0) ? Acc(0) : slope;
-            }
-          }
-          for (int lane = 0; lane < count; ++lane) lines[c * step + lane] = from_acc<T>(dz[lane]);
         }
       });
+      store_lines(grid.z, classes, count, out + begin * layout.class_stride, layout);
     });
+  }
+
+  void store_lines(const Acc (*lines)[kLanes], int classes, int count, T* out,
+                   const RowLayout& layout) const {
+    const int64_t step = layout.class_stride, stride = layout.inner_stride();
+    if (stride == 1) {
+      multiversion([=] {
+        for (int c = 0; c < classes; ++c) {
+          for (int lane = 0; lane < count; ++lane) out[c * step + lane] = from_acc<T>(lines[c][lane]);
+        }
+      });
+    } else {
+      for (int lane = 0; lane < count; ++lane) {
+        for (int c = 0; c < classes; ++c) out[c * step + lane * stride] = from_acc<T>(lines[c][lane]);
+      }
+    }
   }
 
   const Problem& problem_;

@@ -11,16 +11,22 @@ auto visit_storage(const Problem& problem, Fn&& fn) {
   return visit_dtype<double, float, BFloat16, Float16>(problem.logits.dtype, fn);
 }
 
-// The class index of a row as int64 whatever its storage, so that 2^32 is not class 0.
-inline int64_t read_index(const Problem& problem, int64_t row) {
+// Calls fn with the class indices in their own type. Whoever reads one turns it into int64 first, so
+// that 2^32 is not class 0.
+template <class Fn>
+auto visit_indices(const Problem& problem, Fn&& fn) {
   switch (problem.target_kind) {
     case TargetKind::int64:
-      return static_cast<const int64_t*>(problem.target)[row];
+      return fn(static_cast<const int64_t*>(problem.target));
     case TargetKind::int32:
-      return static_cast<const int32_t*>(problem.target)[row];
+      return fn(static_cast<const int32_t*>(problem.target));
     default:
-      return static_cast<const uint8_t*>(problem.target)[row];
+      return fn(static_cast<const uint8_t*>(problem.target));
   }
+}
+
+inline int64_t read_index(const Problem& problem, int64_t row) {
+  return visit_indices(problem, [row](auto* indices) { return static_cast<int64_t>(indices[row]); });
 }
 
 inline double weight_of(const Problem& problem, int64_t index) {
