@@ -39,6 +39,9 @@ class Rows {
         scale_(Acc(problem.options.logit_scale)),
         softcap_(Acc(problem.options.logit_softcap)),
         gamma_(Acc(problem.options.gamma)),
+        direct_(problem.target_kind != TargetKind::probabilities && !problem.has_focal_spread() &&
+                scale_ == Acc(1) && softcap_ == Acc(0) && problem.logits.layout.class_stride == 1 &&
+                problem.grad_layout.class_stride == 1),
         kept_(Acc(1 - problem.options.label_smoothing)),
         smoothing_(Acc(problem.options.label_smoothing / static_cast<double>(problem.cols))) {}
 
@@ -113,16 +116,33 @@ class Rows {
     return pad(z, span.size, -Acc(INFINITY));
   }
 
-  void load_spread(int64_t row, Span span, Acc* q) const {
+  // The spread of a tile; `buffer` holds what is not in memory as it is needed.
+  Spread<Acc> spread(int64_t row, Span span, Acc* buffer) const {
     const Acc* weight =
         problem_.weight == nullptr ? nullptr : static_cast<const Acc*>(problem_.weight) + span.begin;
-    if (problem_.target_kind != TargetKind::probabilities) {
-      smoothing_spread(q, span.size, smoothing_, weight);
-    } else {
-      load_probabilities(row, span, q);
-      probability_spread(q, span.size, kept_, smoothing_, weight);
+    const bool whole = span.size % kLanes == 0;
+    if (problem_.target_kind == TargetKind::probabilities) {
+      load_probabilities(row, span, buffer);
+      probability_spread(buffer, span.size, kept_, smoothing_, weight);
+      pad(buffer, span.size, Acc(0));
+      return {buffer, Acc(1)};
     }
-    pad(q, span.size, Acc(0));
+    if (whole) return {weight, smoothing_};
+    if (weight == nullptr) {
+      std::fill_n(buffer, span.size, Acc(1));
+    } else {
+      std::copy_n(weight, span.size, buffer);
+    }
+    pad(buffer, span.size, Acc(0));
+    return {buffer, smoothing_};
+  }
+
+  // The same as values alone.
+  void load_spread(int64_t row, Span span, Acc* q) const {
+    const Spread<Acc> part = spread(row, span, q);
+    if (part.values == q && part.factor == Acc(1)) return;
+    const int padded = (span.size + kLanes - 1) / kLanes * kLanes;
+    for (int i = 0; i < padded; ++i) q[i] = part.factor * (part.values == nullptr ? Acc(1) : part.values[i]);
   }
 
   void load_probabilities(int64_t row, Span span, Acc* q) const {
@@ -147,8 +167,7 @@ class Rows {
     sums.max = max_of(tile.z, padded);
     const Acc reference = sums.max == -Acc(INFINITY) ? Acc(0) : sums.max;
     if (problem_.has_spread() && !problem_.has_focal_spread()) {
-      load_spread(row, part, tile.q);
-      spread_sums(tile.z, tile.q, padded, reference, sums);
+      spread_sums(tile.z, spread(row, part, tile.q), padded, reference, sums);
     }
     if (part.holds(target)) tile.z[target - part.begin] = -Acc(INFINITY);
     sums.sum = exp_sum(tile.z, padded, reference);
@@ -234,28 +253,49 @@ class Rows {
     const RowState<Acc> state = read_state<Acc>(problem_, row);
     const Acc grad = row_grad<Acc>(problem_, row) * scale_;
     const Acc coef = grad * state.coef;
+    const int64_t target = this->target(row);
+    if constexpr (std::is_same_v<T, Acc>) {
+      if (direct_) {
+        backward_directly(row, part, state, coef, grad, out);
+        if (part.holds(target)) out[target - part.begin] = grad * state.target_grad;
+        return;
+      }
+    }
     Tile<Acc> tile, logits;
     const int padded = load_logits(row, part, tile.z);
     if (softcap_ > Acc(0)) std::copy_n(tile.z, part.size, logits.z);
-    if (!problem_.has_spread()) {
-      plain_gradient(tile.z, padded, state.max, coef);
-    } else {
+    if (problem_.has_focal_spread()) {
       load_spread(row, part, tile.q);
-      if (problem_.has_focal_spread()) {
-        focal_spread_gradient(tile.z, tile.q, padded, state.max, coef, state.log_sum, gamma_, grad);
-      } else {
-        spread_gradient(tile.z, tile.q, padded, state.max, coef, grad);
-      }
+      focal_spread_gradient(tile.z, tile.q, padded, state.max, coef, state.log_sum, gamma_, grad);
+    } else if (problem_.has_spread()) {
+      spread_gradient(tile.z, spread(row, part, tile.q), padded, state.max, coef, grad);
+    } else {
+      plain_gradient(tile.z, padded, state.max, coef);
     }
-    const int64_t target = this->target(row);
     if (part.holds(target)) tile.z[target - part.begin] = grad * state.target_grad;
     if (softcap_ > Acc(0)) apply_slope(tile.z, logits.z, part.size, softcap_);
     store<T>(tile.z, part.size, out, layout.class_stride);
   }
 
+  void backward_directly(int64_t row, Span part, const RowState<Acc>& state, Acc coef, Acc grad,
+                         Acc* out) const {
+    const Acc* source = static_cast<const Acc*>(problem_.logits.data) +
+                        problem_.logits.layout.offset(row) + part.begin;
+    if (problem_.has_spread()) {
+      const Acc* weight =
+          problem_.weight == nullptr ? nullptr : static_cast<const Acc*>(problem_.weight) + part.begin;
+      with_spread(Spread<Acc>{weight, smoothing_ * grad}, [&](auto grad_q) {
+        direct_gradient(source, part.size, state.max, coef, grad_q, out);
+      });
+    } else {
+      direct_gradient(source, part.size, state.max, coef, [](int64_t) { return Acc(0); }, out);
+    }
+  }
+
   const Problem& problem_;
   const int64_t tiles_;
   const Acc scale_, softcap_, gamma_;
+  const bool direct_;  // a gradient needs nothing but the logits as they are, and the weights
   const Acc kept_, smoothing_;  // 1 - label_smoothing, and what smoothing gives to each class
 };
 

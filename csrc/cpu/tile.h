@@ -104,18 +104,6 @@ Acc exp_sum(const Acc* z, int padded, Acc reference) {
   return sum;
 }
 
-// q = constant * weight  (smoothing; weight may be null)
-template <class Acc>
-void smoothing_spread(Acc* q, int size, Acc constant, const Acc* weight) {
-  multiversion([=] {
-    if (weight == nullptr) {
-      for (int i = 0; i < size; ++i) q[i] = constant;
-    } else {
-      for (int i = 0; i < size; ++i) q[i] = constant * weight[i];
-    }
-  });
-}
-
 // q = (probability * kept + constant) * weight, in place
 template <class Acc>
 void probability_spread(Acc* q, int size, Acc kept, Acc constant, const Acc* weight) {
@@ -128,16 +116,43 @@ void probability_spread(Acc* q, int size, Acc kept, Acc constant, const Acc* wei
   });
 }
 
+// The spread part of a tile's target: q_i = factor * values[i], or factor where values is null.
+// Where a row ends inside a block of kLanes, `values` is a buffer with zeros behind it.
+template <class Acc>
+struct Spread {
+  const Acc* values;
+  Acc factor;
+};
+
+// Calls body with a function i -> q_i.
+template <class Acc, class Body>
+void with_spread(const Spread<Acc>& spread, const Body& body) {
+  const Acc* values = spread.values;
+  const Acc factor = spread.factor;
+  if (values == nullptr) {
+    body([factor](int64_t) { return factor; });
+  } else {
+    body([factor, values](int64_t i) { return factor * values[i]; });
+  }
+}
+
 // sums.spread_weight = sum q  and  sums.spread_gap = sum q (reference - z)
 template <class Acc>
-void spread_sums(const Acc* z, const Acc* q, int padded, Acc reference, RowSums<Acc>& sums) {
-  multiversion([=, &sums] {
-    alignas(64) Acc weight[kLanes] = {}, gap[kLanes] = {};
-    fill_lanes(weight, padded, [=](Acc total, int64_t i) { return total + q[i]; });
-    fill_lanes(gap, padded,
-               [=](Acc total, int64_t i) { return total + spread_term(q[i], reference - z[i]); });
-    sums.spread_weight = fold_sum(weight);
-    sums.spread_gap = fold_sum(gap);
+void spread_sums(const Acc* z, const Spread<Acc>& spread, int padded, Acc reference,
+                 RowSums<Acc>& sums) {
+  with_spread(spread, [=, &sums](auto q) {
+    multiversion([=, &sums] {
+      alignas(64) Acc weight[kLanes] = {}, gap[kLanes] = {};
+      for (int64_t block = 0; block < padded; block += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          const Acc q_i = q(block + lane);
+          weight[lane] += q_i;
+          gap[lane] += spread_term(q_i, reference - z[block + lane]);
+        }
+      }
+      sums.spread_weight = fold_sum(weight);
+      sums.spread_gap = fold_sum(gap);
+    });
   });
 }
 
@@ -185,9 +200,21 @@ void plain_gradient(Acc* z, int padded, Acc max, Acc coef) {
 
 // z becomes  coef * exp(z - max) - grad * q.
 template <class Acc>
-void spread_gradient(Acc* z, const Acc* q, int padded, Acc max, Acc coef, Acc grad) {
+void spread_gradient(Acc* z, const Spread<Acc>& spread, int padded, Acc max, Acc coef, Acc grad) {
+  with_spread(Spread<Acc>{spread.values, spread.factor * grad}, [=](auto grad_q) {
+    multiversion([=] {
+      for (int64_t i = 0; i < padded; ++i) z[i] = coef * exp_nonpos(z[i] - max) - grad_q(i);
+    });
+  });
+}
+
+// The same from logits as they are, straight to the output, which may be the logits' own memory: 0.27 ns
+// an element instead of 0.5 by way of a tile. `grad_q` is a function of i.
+template <class Acc, class GradQ>
+void direct_gradient(const Acc* source, int size, Acc max, Acc coef, const GradQ& grad_q, Acc* out) {
   multiversion([=] {
-    for (int i = 0; i < padded; ++i) z[i] = coef * exp_nonpos(z[i] - max) - grad * q[i];
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) out[i] = coef * exp_nonpos(source[i] - max) - grad_q(i);
   });
 }
 
