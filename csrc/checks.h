@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <iterator>
 #include <optional>
 #include <sstream>
@@ -18,9 +19,9 @@ namespace torchce {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Called only where something is wrong: a message must cost nothing when all is well.
 template <class Error = std::runtime_error, class... Parts>
-void check(bool condition, const Parts&... parts) {
-  if (condition) return;
+[[noreturn, gnu::cold, gnu::noinline]] void fail(const Parts&... parts) {
   std::ostringstream message;
   message << "cross_entropy: ";
   (message << ... << parts);
@@ -44,11 +45,8 @@ inline std::string dtype_of(const Tensor& tensor) {
 }
 
 inline bool same_shape(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != b.size(d)) return false;
-  }
-  return true;
+  const auto left = a.sizes(), right = b.sizes();
+  return left.size() == right.size() && std::equal(left.begin(), left.end(), right.begin());
 }
 
 inline std::optional<DType> float_dtype(const Tensor& tensor) {
@@ -68,8 +66,12 @@ inline std::optional<DType> float_dtype(const Tensor& tensor) {
 
 inline DType check_logits(const Tensor& logits) {
   const auto dtype = float_dtype(logits);
-  check(dtype.has_value(), "input has dtype ", dtype_of(logits), ", but must be float64, float32, bfloat16 or float16");
-  check(logits.dim() >= 1, "input is a scalar, but must be of shape (C), (N, C) or (N, C, d1, ..)");
+  if (!dtype.has_value()) {
+    fail("input has dtype ", dtype_of(logits), ", but must be float64, float32, bfloat16 or float16");
+  }
+  if (logits.dim() < 1) {
+    fail("input is a scalar, but must be of shape (C), (N, C) or (N, C, d1, ..)");
+  }
   return *dtype;
 }
 
@@ -77,21 +79,29 @@ inline DType check_logits(const Tensor& logits) {
 inline TargetKind check_target(const Tensor& logits, const Tensor& target) {
   if (same_shape(logits, target)) {
     const auto dtype = float_dtype(target);
-    check(dtype.has_value(), "target has the shape of input, ", shape_of(target),
-          ", so it must hold class probabilities of a floating dtype, not ", dtype_of(target));
-    check(logits.scalar_type() == ScalarType::Double || dtype != DType::float64,
-          "target is float64: input must be float64 too");
+    if (!dtype.has_value()) {
+      fail("target has the shape of input, ", shape_of(target),
+           ", so it must hold class probabilities of a floating dtype, not ", dtype_of(target));
+    }
+    if (dtype == DType::float64 && logits.scalar_type() != ScalarType::Double) {
+      fail("target is float64: input must be float64 too");
+    }
     return TargetKind::probabilities;
   }
-  const bool batched = logits.dim() > 1;
-  check<std::invalid_argument>(
-      batched ? target.dim() > 0 && target.size(0) == logits.size(0) : target.dim() == 0,
-      "target has shape ", shape_of(target), ", but input of shape ", shape_of(logits),
-      batched ? " has batch size " + std::to_string(logits.size(0)) : " needs a target of shape []");
-  bool fits = target.dim() == logits.dim() - 1;
-  for (int64_t d = 1; fits && d < target.dim(); ++d) fits = target.size(d) == logits.size(d + 1);
-  check(fits, "target has shape ", shape_of(target), ", but input of shape ", shape_of(logits),
-        " needs class indices of the shape of input without dimension 1, or probabilities of the shape of input");
+  const auto sizes = logits.sizes(), target_sizes = target.sizes();
+  const bool batched = sizes.size() > 1;
+  if (batched ? target_sizes.empty() || target_sizes[0] != sizes[0] : !target_sizes.empty()) {
+    fail<std::invalid_argument>(
+        "target has shape ", shape_of(target), ", but input of shape ", shape_of(logits),
+        batched ? " has batch size " + std::to_string(sizes[0]) : " needs a target of shape []");
+  }
+  bool fits = target_sizes.size() == sizes.size() - 1;
+  for (size_t d = 1; fits && d < target_sizes.size(); ++d) fits = target_sizes[d] == sizes[d + 1];
+  if (!fits) {
+    fail("target has shape ", shape_of(target), ", but input of shape ", shape_of(logits),
+         " needs class indices of the shape of input without dimension 1, or probabilities of the "
+         "shape of input");
+  }
   switch (target.scalar_type()) {
     case ScalarType::Long:
       return TargetKind::int64;
@@ -100,34 +110,45 @@ inline TargetKind check_target(const Tensor& logits, const Tensor& target) {
     case ScalarType::Byte:
       return TargetKind::uint8;
     default:
-      check(false, "target holds class indices of dtype ", dtype_of(target),
-            ", but must be int64, int32 or uint8");
-      return TargetKind::int64;
+      fail("target holds class indices of dtype ", dtype_of(target),
+           ", but must be int64, int32 or uint8");
   }
 }
 
 inline void check_weight(const Tensor& weight, int64_t classes) {
-  check(weight.dim() == 1 && weight.size(0) == classes, "weight has shape ", shape_of(weight),
-        ", but must have shape [", classes, "], one value per class");
-  check(float_dtype(weight).has_value(), "weight has dtype ", dtype_of(weight),
-        ", but must be floating");
+  if (weight.dim() != 1 || weight.size(0) != classes) {
+    fail("weight has shape ", shape_of(weight), ", but must have shape [", classes,
+         "], one value per class");
+  }
+  if (!float_dtype(weight).has_value()) {
+    fail("weight has dtype ", dtype_of(weight), ", but must be floating");
+  }
 }
 
-inline void check_options(const RowOptions& options, TargetKind kind, int64_t ignore_index) {
-  check(options.label_smoothing >= 0 && options.label_smoothing <= 1, "label_smoothing is ",
-        options.label_smoothing, ", but must be between 0 and 1");
-  check<std::invalid_argument>(options.gamma >= 0 && std::isfinite(options.gamma), "gamma is ",
-                               options.gamma, ", but must be a finite number >= 0");
-  check<std::invalid_argument>(options.logit_softcap >= 0 && std::isfinite(options.logit_softcap),
-                               "logit_softcap is ", options.logit_softcap, ", but must be > 0");
-  check(kind != TargetKind::probabilities || ignore_index < 0, "ignore_index is ", ignore_index,
-        ", but has no meaning for a target of probabilities");
+inline void check_options(const RowOptions& options, TargetKind kind, int64_t ignore_index,
+                          int64_t reduction) {
+  if (!(options.label_smoothing >= 0 && options.label_smoothing <= 1)) {
+    fail("label_smoothing is ", options.label_smoothing, ", but must be between 0 and 1");
+  }
+  if (!(options.gamma >= 0 && std::isfinite(options.gamma))) {
+    fail<std::invalid_argument>("gamma is ", options.gamma, ", but must be a finite number >= 0");
+  }
+  if (!(options.logit_softcap >= 0 && std::isfinite(options.logit_softcap))) {
+    fail<std::invalid_argument>("logit_softcap is ", options.logit_softcap, ", but must be > 0");
+  }
+  if (kind == TargetKind::probabilities && ignore_index >= 0) {
+    fail("ignore_index is ", ignore_index, ", but has no meaning for a target of probabilities");
+  }
+  if (reduction < 0 || reduction > 2) {
+    fail<std::invalid_argument>("reduction is ", reduction, ", but must be 0 (none), 1 (mean) or 2 (sum)");
+  }
 }
 
 inline void check_same_device(const Tensor& logits, const Tensor& other, const char* name) {
-  const bool same = logits.is_cpu() == other.is_cpu() && logits.is_cuda() == other.is_cuda() &&
-                    (logits.is_cpu() || logits.get_device_index() == other.get_device_index());
-  check(same, name, " is on another device than input");
+  const bool same = logits.is_cpu() ? other.is_cpu()
+                                    : logits.is_cuda() == other.is_cuda() &&
+                                          logits.get_device_index() == other.get_device_index();
+  if (!same) fail(name, " is on another device than input");
 }
 
 }  // namespace torchce

@@ -4,7 +4,6 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <initializer_list>
 #include <vector>
 
 #include "checks.h"
@@ -13,10 +12,11 @@ namespace torchce {
 
 // A fresh contiguous tensor beside `like`. Straight through the C shim: the dispatcher would double
 // the cost of a small call.
-inline Tensor empty_beside(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size());
+inline Tensor empty_beside(const Tensor& like, const int64_t* sizes, size_t dims, ScalarType dtype) {
+  constexpr size_t kMaxDims = 64;  // of any tensor
+  int64_t strides[kMaxDims];
   int64_t step = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
+  for (size_t d = dims; d-- > 0;) {
     strides[d] = step;
     step *= std::max<int64_t>(sizes[d], 1);
   }
@@ -24,39 +24,43 @@ inline Tensor empty_beside(const Tensor& like, const std::vector<int64_t>& sizes
   aoti_torch_get_device_type(like.get(), &device_type);
   AtenTensorHandle handle = nullptr;
   const AOTITorchError error = aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      static_cast<int64_t>(dims), sizes, strides,
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
       like.is_cpu() ? 0 : like.get_device_index(), &handle);
-  check(error == AOTI_TORCH_SUCCESS, "out of memory for a tensor beside input of shape ",
-        shape_of(like));
+  if (error != AOTI_TORCH_SUCCESS) {
+    fail("out of memory for a tensor beside input of shape ", shape_of(like));
+  }
   return Tensor(handle);
+}
+
+inline Tensor empty_beside(const Tensor& like, int64_t size, ScalarType dtype) {
+  return empty_beside(like, &size, 1, dtype);
+}
+
+inline Tensor empty_scalar_beside(const Tensor& like, ScalarType dtype) {
+  return empty_beside(like, nullptr, 0, dtype);
 }
 
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
-  std::vector<int64_t> sizes(static_cast<size_t>(tensor.dim()));
-  for (size_t d = 0; d < sizes.size(); ++d) sizes[d] = tensor.size(static_cast<int64_t>(d));
-  return sizes;
-}
-
 // Memory for the gradient: the strides of dense logits, so that both are walked the same way.
 inline Tensor empty_gradient(const Tensor& logits) {
-  if (logits.is_contiguous()) return empty_beside(logits, sizes_of(logits), logits.scalar_type());
-  return torch::stable::empty_like(logits);
+  if (!logits.is_contiguous()) return torch::stable::empty_like(logits);
+  const auto sizes = logits.sizes();
+  return empty_beside(logits, sizes.data(), sizes.size(), logits.scalar_type());
 }
 
 // nullopt where the row dimensions do not merge into kMaxRowDims.
 inline std::optional<RowLayout> row_layout(const Tensor& tensor) {
   RowLayout layout;
-  const int64_t dims = tensor.dim();
-  const int64_t class_dim = dims > 1 ? 1 : 0;
-  layout.class_stride = tensor.stride(class_dim);
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  const size_t dims = sizes.size(), class_dim = dims > 1 ? 1 : 0;
+  layout.class_stride = strides[class_dim];
   int last = -1;
-  for (int64_t d = 0; d < dims; ++d) {
-    const int64_t size = tensor.size(d), stride = tensor.stride(d);
+  for (size_t d = 0; d < dims; ++d) {
+    const int64_t size = sizes[d], stride = strides[d];
     // A single position still tells that positions are neighbours: it is to be treated, to the bit, as
     // it would be among others.
     const bool lone_position = d == (dims == 2 ? 0 : dims - 1) && stride == 1 && layout.class_stride != 1;
@@ -94,14 +98,13 @@ struct Arguments {
   int64_t state_size() const {
     return 1 + (kStatePlanes + (problem.has_focal_spread() ? 1 : 0)) * problem.rows;
   }
-  std::vector<int64_t> loss_shape() const {
-    std::vector<int64_t> shape;
-    if (reduction == Reduction::none) {
-      for (int64_t d = 0; d < logits.dim(); ++d) {
-        if (d != (logits.dim() > 1 ? 1 : 0)) shape.push_back(logits.size(d));
-      }
-    }
-    return shape;
+
+  // Memory for the loss of each row, in the shape of the rows.
+  Tensor empty_row_loss() const {
+    const auto sizes = logits.sizes();
+    std::vector<int64_t> shape(sizes.begin(), sizes.end());
+    shape.erase(shape.begin() + (shape.size() > 1 ? 1 : 0));
+    return empty_beside(logits, shape.data(), shape.size(), acc_dtype);
   }
 };
 
@@ -111,9 +114,7 @@ inline Arguments make_arguments(const Tensor& logits, const Tensor& target,
   const DType dtype = check_logits(logits);
   const TargetKind kind = check_target(logits, target);
   check_same_device(logits, target, "target");
-  check_options(options, kind, ignore_index);
-  check<std::invalid_argument>(reduction >= 0 && reduction <= 2, "reduction is ", reduction,
-                               ", but must be 0 (none), 1 (mean) or 2 (sum)");
+  check_options(options, kind, ignore_index, reduction);
   const ScalarType acc_dtype = dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
   const bool index = kind != TargetKind::probabilities;
   Arguments out{{},
@@ -123,11 +124,11 @@ inline Arguments make_arguments(const Tensor& logits, const Tensor& target,
                 std::nullopt,
                 acc_dtype};
   Problem& problem = out.problem;
-  problem.cols = logits.size(logits.dim() > 1 ? 1 : 0);
+  const auto sizes = logits.sizes();
+  const size_t class_dim = sizes.size() > 1 ? 1 : 0;
+  problem.cols = sizes[class_dim];
   problem.rows = 1;
-  for (int64_t d = 0; d < logits.dim(); ++d) {
-    if (d != (logits.dim() > 1 ? 1 : 0)) problem.rows *= logits.size(d);
-  }
+  for (size_t d = 0; d < sizes.size(); ++d) problem.rows *= d == class_dim ? 1 : sizes[d];
   if (weight.has_value()) {
     check_weight(*weight, problem.cols);
     check_same_device(logits, *weight, "weight");

@@ -64,6 +64,7 @@ OPTIONS = {
 }
 EVERY = tuple(OPTIONS)
 SOME = ("mean", "none", "smoothing_weight", "focal_weight", "everything")
+SUMS = ("mean", "smoothing_all", "smoothing_weight", "focal_smoothing", "everything")
 # A row without a softmax makes every sum NaN: only losses row by row can be compared.
 ROWS = ("none", "focal_real")
 
@@ -113,6 +114,7 @@ CASES = (
     Case("thirty_one", (8, 31), "the longest tail", SINGLE),
     Case("thousand", (12, 1000), "ImageNet", ALL, EVERY, ignore_index=-100),
     Case("gpt2", (3, 50257), "an odd vocabulary", SINGLE),
+    Case("gpt2_equal", (2, 50257), "long sums that drift one way", (F32, BF16), SUMS, "equal"),
     Case("llama3", (2, 128256), "as many rows as threads", SINGLE),
     Case("one_long_row", (1, 300_001), "one row feeds every thread", (F64, F32, BF16)),
     Case("many_short_rows", (20_000, 3), "overhead counts", (F32, BF16)),
@@ -125,6 +127,7 @@ CASES = (
     ),
     Case("large_image", (1, 19, 70, 64), "more positions than one tile", (F32, BF16)),
     Case("deep_image", (2, 1000, 3, 3), "many classes, few positions", (F32, BF16)),
+    Case("deep_equal", (1, 50257, 2), "long sums that drift one way", (F32, BF16), SUMS, "equal"),
     Case("volume", (2, 5, 3, 4, 5), "three spatial dimensions", (F32, BF16)),
     Case("one_position", (6, 33, 1), "a spatial dimension of size 1", (F32,)),
     # Strides: each must give the numbers of the contiguous copy.

@@ -71,11 +71,12 @@ def has_gradient(problem: Problem) -> bool:
     case = problem.case
     saturated = "logit_softcap" in problem.arguments and case.logits in ("extreme", "offset")
     tiny = problem.input.dtype == torch.float16 and case.logits in ("peaked", "offset")
+    uniform = case.logits == "equal" and problem.arguments.get("label_smoothing") == 1
     return (
         case.num_classes > 1
         and bool(counted(problem).any())
         and case.logits != "masked_but_one"  # p = 1 at the target
-        and not (saturated or tiny)
+        and not (saturated or tiny or uniform)
     )
 
 

@@ -141,18 +141,16 @@ def test_no_classes(device: torch.device) -> None:
         ce.cross_entropy(logits, torch.zeros_like(ignored))
 
 
-@pytest.mark.parametrize("shape", [(6, 50), (2, 21, 3, 4), (2, 21, 1, 1), (50, 6)], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "every_second", "transposed", "expanded"])
+@pytest.mark.parametrize("shape", [(6, 50), (2, 21, 3, 4), (2, 21, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_has_its_own_memory(
     shape: tuple[int, ...], layout: str, device: torch.device
 ) -> None:
-    """Of an expanded tensor too: each element of the gradient can be written alone."""
-    problem = make_problem(
-        Case("layout", shape, "", layout=layout), torch.float32, OPTIONS["mean"], device
-    )
-    rest = (problem.weight, problem.arguments, problem.grad_loss)
-    _, grad = loss_and_gradients(problem.input, problem.target, *rest)
-    assert grad.untyped_storage().nbytes() >= grad.numel() * grad.itemsize
-    assert (
-        len({(grad.stride(i), grad.size(i)) for i in range(grad.dim()) if grad.stride(i) == 0}) == 0
-    )
+    """Of expanded logits too, each element of the gradient can be written alone."""
+    logits = LAYOUTS[layout](torch.randn(shape, device=device))
+    target = torch.zeros((shape[0], *shape[2:]), dtype=torch.int64, device=device)
+    _, grad = loss_and_gradients(logits, target, None, {}, torch.tensor(1.0))
+    assert grad.untyped_storage().data_ptr() != logits.untyped_storage().data_ptr()
+    positions = torch.arange(grad.numel(), device=device).view(shape)
+    grad.copy_(positions)
+    assert torch.equal(grad.long(), positions)

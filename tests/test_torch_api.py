@@ -46,34 +46,29 @@ def make_inputs(
 
 
 def operator_samples(dtype: torch.dtype) -> dict[str, list[tuple[tuple, dict]]]:
-    """Arguments by operator name, of row and position layouts and of both kinds of target."""
+    """Arguments by operator name: rows and positions, both kinds of target, some options."""
     ops = torch.ops.torchce
+    accumulator = torch.promote_types(dtype, F32)
     samples = {name: [] for name in dir(ops) if hasattr(getattr(ops, name), "overloads")}
-    option_sets = [{}, {"gamma": 2.0, "label_smoothing": 0.1}, {"reduction": 0, "z_loss": 0.1}]
     for shape in ((5, 7), (2, 5, 3)):
         for probabilities in (False, True):
             logits, target, weight = make_inputs(shape, dtype, probabilities)
-            for options in option_sets:
-                given = weight if options.get("gamma") else None
-                given = (
-                    given.to(ce.cross_entropy(logits, target).dtype) if given is not None else None
-                )
-                forward = (logits, target, given)
+            for options, given in (
+                ({}, None),
+                ({"gamma": 2.0, "label_smoothing": 0.1}, weight.to(accumulator)),
+                ({"reduction": 0, "z_loss": 0.1}, None),
+            ):
+                forward = (logits.clone(), target, given)
                 loss, state = ops.cross_entropy_forward(*forward, **options)
                 backward = (torch.randn_like(loss), logits.clone(), target, state, given)
                 samples["cross_entropy_forward"].append((forward, options))
                 samples["cross_entropy_backward"].append((backward, options))
                 samples["cross_entropy_backward_"].append((backward, options))
-                if options.get("reduction") != 0:
-                    in_place = (logits.clone(), target, given)
-                    samples["cross_entropy_forward_backward_"].append((in_place, options))
-    values = torch.randn(10).to(dtype)
-    samples["scale_"].append(((values, torch.tensor(2.0, dtype=samples_dtype(dtype))), {}))
+                if "reduction" not in options:
+                    samples["cross_entropy_forward_backward_"].append((forward, options))
+    factor = torch.tensor(2.0, dtype=accumulator)
+    samples["scale_"].append(((torch.randn(10).to(dtype), factor), {}))
     return samples
-
-
-def samples_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, F32)
 
 
 @DTYPES

@@ -25,6 +25,7 @@ constexpr int64_t kSumBlock = 4096;
 
 template <class Value>
 double sum_blocks(int64_t rows, const Value& value) {
+  if (rows <= kSumBlock) return 0.0 + value(0, rows);
   const int64_t blocks = (rows + kSumBlock - 1) / kSumBlock;
   std::vector<double> partial(static_cast<size_t>(blocks));
   parallel_for(blocks, 4, [&](int64_t begin, int64_t end) {

@@ -39,16 +39,16 @@ int64_t element_bytes(const Tensor& tensor) {
 }
 
 double read_scalar(const Tensor& tensor) {
-  check(tensor.numel() == 1 && tensor.is_cpu(), "expected one value on the CPU, got shape ",
-        shape_of(tensor));
+  if (tensor.numel() != 1 || !tensor.is_cpu()) {
+    fail("expected one value on the CPU, got shape ", shape_of(tensor));
+  }
   switch (tensor.scalar_type()) {
     case ScalarType::Double:
       return *static_cast<const double*>(tensor.const_data_ptr());
     case ScalarType::Float:
       return *static_cast<const float*>(tensor.const_data_ptr());
     default:
-      check(false, "expected a float64 or float32 value, got ", dtype_of(tensor));
-      return 0;
+      fail("expected a float64 or float32 value, got ", dtype_of(tensor));
   }
 }
 
@@ -71,14 +71,17 @@ double check_targets(const Arguments& arguments, const std::optional<Tensor>& no
   double divisor = static_cast<double>(problem.rows);
   if (problem.target_kind != TargetKind::probabilities) {
     const TargetScan scan = scan_targets(problem);
-    check<std::out_of_range>(scan.first_bad_row < 0, "Target ", scan.bad_index,
-                             " is out of bounds: row ", scan.first_bad_row, " of target, allowed are 0 to ",
-                             problem.cols - 1, " and ignore_index ", problem.ignore_index);
+    if (scan.first_bad_row >= 0) {
+      fail<std::out_of_range>("Target ", scan.bad_index, " is out of bounds: row ",
+                              scan.first_bad_row, " of target, allowed are 0 to ", problem.cols - 1,
+                              " and ignore_index ", problem.ignore_index);
+    }
     divisor = scan.weight_sum;
   }
   if (normalizer.has_value()) {
-    check<std::invalid_argument>(arguments.reduction == Reduction::mean,
-                                 "normalizer needs reduction='mean'");
+    if (arguments.reduction != Reduction::mean) {
+      fail<std::invalid_argument>("normalizer needs reduction='mean'");
+    }
     divisor = read_scalar(*normalizer);
   }
   return arguments.reduction == Reduction::mean ? divisor : 1.0;
@@ -87,7 +90,7 @@ double check_targets(const Arguments& arguments, const std::optional<Tensor>& no
 // `loss` is the row losses themselves, or their sum over `divisor`.
 Tensor reduce(const Arguments& arguments, Tensor row_loss, double divisor) {
   if (arguments.reduction == Reduction::none) return row_loss;
-  const Tensor loss = empty_beside(arguments.logits, {}, arguments.acc_dtype);
+  const Tensor loss = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
   write_scalar(loss, 0, sum_row_loss(arguments.problem) / divisor);
   return loss;
 }
@@ -100,11 +103,10 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(
       make_arguments(logits, target, weight, ignore_index, reduction,
                      {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
   const double divisor = check_targets(arguments, normalizer);
-  const Tensor state = empty_beside(logits, {arguments.state_size()}, arguments.acc_dtype);
-  const std::vector<int64_t> row_shape = arguments.reduction == Reduction::none
-                                             ? arguments.loss_shape()
-                                             : std::vector<int64_t>{arguments.problem.rows};
-  Tensor row_loss = empty_beside(logits, row_shape, arguments.acc_dtype);
+  const Tensor state = empty_beside(logits, arguments.state_size(), arguments.acc_dtype);
+  const Tensor row_loss = arguments.reduction == Reduction::none
+                              ? arguments.empty_row_loss()
+                              : empty_beside(logits, arguments.problem.rows, arguments.acc_dtype);
   write_scalar(state, 0, divisor);
   arguments.problem.state = state_planes(state);
   arguments.problem.row_loss = row_loss.mutable_data_ptr();
@@ -115,12 +117,14 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(
 void run_backward(Arguments& arguments, const Tensor& grad_loss, const Tensor& state,
                   const Tensor& grad) {
   Problem& problem = arguments.problem;
-  check(state.scalar_type() == arguments.acc_dtype && state.numel() == arguments.state_size() &&
-            state.is_contiguous(),
-        "state is not the forward pass's");
+  if (state.scalar_type() != arguments.acc_dtype || state.numel() != arguments.state_size() ||
+      !state.is_contiguous()) {
+    fail("state is not what the forward pass of these arguments returned");
+  }
   const bool per_row = arguments.reduction == Reduction::none;
-  check(grad_loss.numel() == (per_row ? problem.rows : 1), "grad_loss has shape ",
-        shape_of(grad_loss), ", but must have the shape of the loss");
+  if (grad_loss.numel() != (per_row ? problem.rows : 1)) {
+    fail("grad_loss has shape ", shape_of(grad_loss), ", but must have the shape of the loss");
+  }
   const Tensor grad_rows = as_contiguous(
       grad_loss.scalar_type() == arguments.acc_dtype
           ? grad_loss
@@ -150,8 +154,9 @@ Tensor cross_entropy_backward(const Tensor& grad_loss, const Tensor& logits, con
 }
 
 void check_in_place(const Arguments& arguments, const Tensor& logits) {
-  check(arguments.logits.const_data_ptr() == logits.const_data_ptr(),
-        "inplace: the strides of input have too many dimensions to be written in place");
+  if (arguments.logits.const_data_ptr() != logits.const_data_ptr()) {
+    fail("inplace: the strides of input have too many dimensions to be written in place");
+  }
 }
 
 void cross_entropy_backward_(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
@@ -173,14 +178,15 @@ Tensor cross_entropy_forward_backward_(const Tensor& logits, const Tensor& targe
   Arguments arguments =
       make_arguments(logits, target, weight, ignore_index, reduction,
                      {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
-  check<std::invalid_argument>(arguments.reduction != Reduction::none,
-                               "the gradient is known in the forward pass only for a scalar loss");
+  if (arguments.reduction == Reduction::none) {
+    fail<std::invalid_argument>("the gradient is known in the forward pass only for a scalar loss");
+  }
   check_in_place(arguments, logits);
   const double divisor = check_targets(arguments, normalizer);
   Problem& problem = arguments.problem;
-  const Tensor state = empty_beside(logits, {arguments.state_size()}, arguments.acc_dtype);
-  const Tensor row_loss = empty_beside(logits, {problem.rows}, arguments.acc_dtype);
-  const Tensor one = empty_beside(logits, {}, arguments.acc_dtype);
+  const Tensor state = empty_beside(logits, arguments.state_size(), arguments.acc_dtype);
+  const Tensor row_loss = empty_beside(logits, problem.rows, arguments.acc_dtype);
+  const Tensor one = empty_scalar_beside(logits, arguments.acc_dtype);
   write_scalar(one, 0, 1.0);
   problem.state = state_planes(state);
   problem.row_loss = row_loss.mutable_data_ptr();
@@ -194,7 +200,7 @@ Tensor cross_entropy_forward_backward_(const Tensor& logits, const Tensor& targe
 
 void scale_(const Tensor& values, const Tensor& factor) {
   const auto dtype = float_dtype(values);
-  check(dtype.has_value() && values.is_contiguous(), "scale_ needs contiguous floating values");
+  if (!dtype.has_value() || !values.is_contiguous()) fail("scale_ needs contiguous floating values");
   scale(values.mutable_data_ptr(), *dtype, values.numel(), read_scalar(factor));
 }
 
