@@ -19,7 +19,9 @@ STABLE_TORCH_LIBRARY(torchce, m) {
   // the gradient takes the place of the logits
   m.def("cross_entropy_backward_(Tensor grad_loss, Tensor(a!) logits, Tensor target, Tensor state, "
         "Tensor? weight=None, *, " TORCHCE_OPTIONS ") -> ()");
-  // the same in the forward pass, for a scalar reduction
+  // both in the forward pass, for a scalar reduction
+  m.def("cross_entropy_forward_backward(Tensor logits, Tensor target, Tensor? weight=None, "
+        "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> (Tensor loss, Tensor grad)");
   m.def("cross_entropy_forward_backward_(Tensor(a!) logits, Tensor target, Tensor? weight=None, "
         "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> Tensor");
   m.def("scale_(Tensor(a!) values, Tensor factor) -> ()");

@@ -30,7 +30,8 @@ def main() -> None:
     plots.plot_costs(runs, OUT / "loss_cost.png")
     plots.plot_digits(accuracy, OUT / "digits.png")
     report = f"""\
-Language model: {setup.batch * setup.context} x {setup.vocab_size} logits, {setup.steps} steps
+Language model: {setup.batch * setup.context} x {setup.vocab_size} logits, {setup.steps} steps;
+time of the fastest, memory of the largest
 
 {table.language_model_table(runs)}
 

@@ -1,6 +1,5 @@
 """What a part of a training step costs: measured time, and measured growth of resident memory."""
 
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Cost:
-    seconds: float  # the median over the steps
-    bytes: int  # the most of any step
+    seconds: float  # of the fastest step: what other programs do to a machine only ever adds
+    bytes: int  # of the largest step
 
 
 class Span:
@@ -37,7 +36,7 @@ class Span:
 
     def cost(self) -> Cost | None:
         """None where nothing was watched: a loss that never makes its logits has no such span."""
-        return Cost(statistics.median(self.seconds), max(self.bytes)) if self.seconds else None
+        return Cost(min(self.seconds), max(self.bytes)) if self.seconds else None
 
 
 class ProcessPeak:

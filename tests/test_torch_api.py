@@ -65,6 +65,7 @@ def operator_samples(dtype: torch.dtype) -> dict[str, list[tuple[tuple, dict]]]:
                 samples["cross_entropy_backward"].append((backward, options))
                 samples["cross_entropy_backward_"].append((backward, options))
                 if "reduction" not in options:
+                    samples["cross_entropy_forward_backward"].append((forward, options))
                     samples["cross_entropy_forward_backward_"].append((forward, options))
     factor = torch.tensor(2.0, dtype=accumulator)
     samples["scale_"].append(((torch.randn(10).to(dtype), factor), {}))
@@ -416,15 +417,38 @@ def test_gradients_accumulate() -> None:
     assert torch.equal(leaf.grad, 2 * first)
 
 
+@pytest.mark.parametrize("shape", [(4, 7), (40, 700)], ids=["early", "late"])
+@pytest.mark.parametrize("upstream", [1.0, -0.5])
 @pytest.mark.parametrize("changed", ["logits", "target"])
-def test_changing_what_backward_needs_raises(changed: str) -> None:
-    logits, target, _ = make_inputs((4, 7))
+def test_changing_what_backward_needs(shape: tuple, upstream: float, changed: str) -> None:
+    """Raises, or gives the gradient of what the forward pass saw (a small problem, upstream 1)."""
+    logits, target, _ = make_inputs(shape)
     leaf = logits.clone().requires_grad_()
+    expected = torch.autograd.grad(ce.cross_entropy(leaf * 1, target), leaf)[0]
     x = leaf * 1
     loss = ce.cross_entropy(x, target)
     with torch.no_grad():
         (x if changed == "logits" else target).zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    if shape == (4, 7) and upstream == 1.0:
+        assert_same_bits(torch.autograd.grad(loss, leaf)[0], expected)
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward(torch.tensor(upstream, dtype=loss.dtype))
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (40, 700)], ids=["early", "late"])
+def test_backward_twice(shape: tuple) -> None:
+    """The gradient of a small problem is made in forward and handed out once: again all the same."""
+    logits, target, _ = make_inputs(shape, F32)
+    x = logits.clone().requires_grad_()
+    loss = ce.cross_entropy(x, target)
+    loss.backward(retain_graph=True)
+    once = x.grad.clone()
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(x.grad, 2 * once)
+    loss.backward()
+    torch.testing.assert_close(x.grad, 3 * once)
+    with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
 
 

@@ -10,6 +10,7 @@ from . import _ops_library  # noqa: F401  (loading it registers torch.ops.torchc
 forward = torch.ops.torchce.cross_entropy_forward.default
 backward = torch.ops.torchce.cross_entropy_backward.default
 backward_ = torch.ops.torchce.cross_entropy_backward_.default
+forward_backward = torch.ops.torchce.cross_entropy_forward_backward.default
 forward_backward_ = torch.ops.torchce.cross_entropy_forward_backward_.default
 scale_ = torch.ops.torchce.scale_.default
 
@@ -53,6 +54,11 @@ def _(grad_loss, logits, target, state, weight=None, **options):
 @torch.library.register_fake("torchce::cross_entropy_backward_")
 def _(grad_loss, logits, target, state, weight=None, **options):
     return None
+
+
+@torch.library.register_fake("torchce::cross_entropy_forward_backward")
+def _(logits, target, weight=None, normalizer=None, **options):
+    return logits.new_empty([], dtype=_acc_dtype(logits)), torch.empty_like(logits)
 
 
 @torch.library.register_fake("torchce::cross_entropy_forward_backward_")

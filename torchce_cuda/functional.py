@@ -20,7 +20,8 @@ from . import _ops, reference
 _REDUCTIONS = {"none": _ops.NONE, "mean": _ops.MEAN, "sum": _ops.SUM}
 _REDUCTION_NAMES = {number: name for name, number in _REDUCTIONS.items()}
 _FLOATING = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
-_KERNEL_DEVICES = {"cpu", "cuda", "meta"}
+_SMALL = 4096  # logits: up to here a forward and backward pass costs less than one more call
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def cross_entropy(
@@ -88,7 +89,7 @@ def cross_entropy(
         )
 
     # Only what differs from the operators' defaults: each argument handed over costs 0.15 us.
-    options = {}
+    options: dict = {}
     if reduction_number != _ops.MEAN:
         options["reduction"] = reduction_number
     if ignore_index != -100:
@@ -114,30 +115,73 @@ def cross_entropy(
         return _composition(input, target, weight, normalizer, options)
     if not (input.requires_grad and torch.is_grad_enabled()):
         return _ops.forward(input, target, weight, normalizer, **options)[0]
-    if inplace and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return _CrossEntropy.apply(input, (target, weight, normalizer, options))
+    if inplace:
         whole = _overwritable(input)
         return _CrossEntropyInPlace.apply(whole, input.shape, target, weight, normalizer, options)[0]
-    return _CrossEntropy.apply(input, target, weight, normalizer, options)
+    return _record(input, (target, weight, normalizer, options))
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Two passes: forward keeps 12 or 16 bytes a row, backward makes the gradient."""
+    """Two passes: forward keeps 12 or 16 bytes a row, backward makes the gradient.
+
+    A problem of a few KiB on the CPU is nothing but calls, so there forward makes the gradient too,
+    for the 1 that `loss.backward()` sends; anything else that arrives takes the long way.
+
+    `others` is (target, weight, normalizer, options): one argument instead of four, since autograd
+    has nothing to do with them and every argument and saved tensor costs a small call 0.2 us.
+    """
 
     @staticmethod
-    def forward(ctx, input, target, weight, normalizer, options):
-        loss, state = _ops.forward(input, target, weight, normalizer, **options)
-        ctx.save_for_backward(input, target, weight, normalizer, state)
+    def forward(ctx, input, others):
+        target, weight, normalizer, options = others
+        ctx.early_grad = state = None
+        if input.numel() <= _SMALL and _gradient_may_be_early(input, options):
+            loss, ctx.early_grad = _ops.forward_backward(
+                input, target, weight, normalizer, **options
+            )
+        else:
+            loss, state = _ops.forward(input, target, weight, normalizer, **options)
+        if weight is None and normalizer is None:
+            ctx.save_for_backward(input, target, state)
+        else:
+            ctx.save_for_backward(input, target, state, weight, normalizer)
         ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
-        input, target, weight, normalizer, state = ctx.saved_tensors
+        grad, ctx.early_grad = ctx.early_grad, None  # once: autograd may go on to write into it
+        if grad is not None and _is_one(grad_loss) and not torch.is_grad_enabled():
+            return grad, None
+        input, target, state, *rest = ctx.saved_tensors
+        weight, normalizer = rest or (None, None)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grad = _differentiable_grad(input, target, weight, normalizer, ctx.options, grad_loss)
         else:
+            if state is None:
+                _, state = _ops.forward(input, target, weight, normalizer, **ctx.options)
             grad = _ops.backward(grad_loss, input, target, state, weight, **ctx.options)
-        return grad, None, None, None, None
+        return grad, None
+
+
+def _is_one(grad_loss: Tensor) -> bool:
+    return type(grad_loss) is Tensor and grad_loss.item() == 1.0  # a fake tensor has no value
+
+
+def _gradient_may_be_early(input, options) -> bool:
+    return (
+        input.is_cpu
+        and input.dtype in (torch.float32, torch.float64)  # 16-bit: rounded once, with grad_loss
+        and options.get("reduction") != _ops.NONE
+        and not torch.compiler.is_compiling()
+    )
+
+
+# `Function.apply` without its look at torch.func transforms, which `_needs_composition` has had: 2 to 3
+# us, the difference between a small call that is slower than PyTorch's and one that is not.
+_record = getattr(super(torch.autograd.Function, _CrossEntropy), "apply", _CrossEntropy.apply)
 
 
 class _CrossEntropyInPlace(torch.autograd.Function):
@@ -213,15 +257,17 @@ def _overwritable(input: Tensor) -> Tensor:
 
 
 def _needs_composition(input, target, weight, normalizer) -> bool:
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _transforms_active() or forward_ad._current_level >= 0:
         return True
-    if input.device.type not in _KERNEL_DEVICES:
+    if not (input.is_cpu or input.is_cuda or input.is_meta):
         return True
-    return torch.is_grad_enabled() and (
+    if not (
         target.requires_grad
         or (weight is not None and weight.requires_grad)
         or (normalizer is not None and normalizer.requires_grad)
-    )
+    ):
+        return False
+    return torch.is_grad_enabled()
 
 
 def _composition(input, target, weight, normalizer, options) -> Tensor:

@@ -102,13 +102,18 @@ void scale(void* values, DType dtype, int64_t count, double factor) {
     parallel_for(count, 32768, [&](int64_t begin, int64_t end) {
       const acc_t<T> by = static_cast<acc_t<T>>(factor);
       multiversion([=] {
-        for (int64_t i = begin; i < end; ++i) data[i] = from_acc<T>(to_acc(data[i]) * by);
+        for (int64_t i = begin; i < end; ++i) {
+          const acc_t<T> value = to_acc(data[i]);
+          // an ignored row stays 0 whatever comes from above
+          data[i] = from_acc<T>(value == 0 ? value : value * by);
+        }
       });
     });
   });
 }
 
 void forward(const Problem& problem) {
+  if (problem.rows == 0) return;
   choose_strategy(problem) == Strategy::rows ? forward_rows(problem) : forward_positions(problem);
 }
 

@@ -1,6 +1,8 @@
 // The ops on CPU tensors: check, allocate, run.
 #include <torch/csrc/stable/library.h>
 
+#include <memory>
+
 #include "../tensors.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -87,9 +89,15 @@ double check_targets(const Arguments& arguments, const std::optional<Tensor>& no
   return arguments.reduction == Reduction::mean ? divisor : 1.0;
 }
 
-// `loss` is the row losses themselves, or their sum over `divisor`.
-Tensor reduce(const Arguments& arguments, Tensor row_loss, double divisor) {
-  if (arguments.reduction == Reduction::none) return row_loss;
+// Row losses that only their sum outlives. Plain memory: a tensor costs half a microsecond.
+struct RowLossBuffer {
+  explicit RowLossBuffer(const Arguments& arguments)
+      : data(new char[static_cast<size_t>(arguments.problem.rows) *
+                      (arguments.acc_dtype == ScalarType::Double ? 8 : 4)]) {}
+  std::unique_ptr<char[]> data;
+};
+
+Tensor reduce(const Arguments& arguments, double divisor) {
   const Tensor loss = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
   write_scalar(loss, 0, sum_row_loss(arguments.problem) / divisor);
   return loss;
@@ -104,14 +112,18 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(
                      {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
   const double divisor = check_targets(arguments, normalizer);
   const Tensor state = empty_beside(logits, arguments.state_size(), arguments.acc_dtype);
-  const Tensor row_loss = arguments.reduction == Reduction::none
-                              ? arguments.empty_row_loss()
-                              : empty_beside(logits, arguments.problem.rows, arguments.acc_dtype);
   write_scalar(state, 0, divisor);
   arguments.problem.state = state_planes(state);
-  arguments.problem.row_loss = row_loss.mutable_data_ptr();
+  if (arguments.reduction == Reduction::none) {
+    const Tensor loss = arguments.empty_row_loss();
+    arguments.problem.row_loss = loss.mutable_data_ptr();
+    forward(arguments.problem);
+    return {loss, state};
+  }
+  const RowLossBuffer row_loss(arguments);
+  arguments.problem.row_loss = row_loss.data.get();
   forward(arguments.problem);
-  return {reduce(arguments, row_loss, divisor), state};
+  return {reduce(arguments, divisor), state};
 }
 
 void run_backward(Arguments& arguments, const Tensor& grad_loss, const Tensor& state,
@@ -170,6 +182,41 @@ void cross_entropy_backward_(const Tensor& grad_loss, const Tensor& logits, cons
   run_backward(arguments, grad_loss, state, logits);
 }
 
+// Loss and gradient, for a gradient of 1 that arrives at the loss; `grad` may be the logits.
+Tensor run_forward_backward(Arguments& arguments, const std::optional<Tensor>& normalizer,
+                            const Tensor& grad) {
+  if (arguments.reduction == Reduction::none) {
+    fail<std::invalid_argument>("the gradient is known in the forward pass only for a scalar loss");
+  }
+  const double divisor = check_targets(arguments, normalizer);
+  Problem& problem = arguments.problem;
+  const size_t acc_bytes = arguments.acc_dtype == ScalarType::Double ? 8 : 4;
+  const std::unique_ptr<char[]> state(
+      new char[static_cast<size_t>(arguments.state_size()) * acc_bytes]);
+  const RowLossBuffer row_loss(arguments);
+  const double one_f64 = 1;
+  const float one_f32 = 1;
+  problem.state = state.get();
+  problem.row_loss = row_loss.data.get();
+  problem.grad_loss = acc_bytes == 8 ? static_cast<const void*>(&one_f64) : &one_f32;
+  problem.grad_scale = 1.0 / divisor;
+  problem.grad = grad.mutable_data_ptr();
+  problem.grad_layout = *row_layout(grad);
+  forward_backward(problem);
+  return reduce(arguments, divisor);
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_forward_backward(
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& normalizer, int64_t ignore_index, int64_t reduction,
+    double label_smoothing, double gamma, double z_loss, double logit_scale, double logit_softcap) {
+  Arguments arguments =
+      make_arguments(logits, target, weight, ignore_index, reduction,
+                     {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
+  const Tensor grad = empty_gradient(arguments.logits);
+  return {run_forward_backward(arguments, normalizer, grad), grad};
+}
+
 Tensor cross_entropy_forward_backward_(const Tensor& logits, const Tensor& target,
                                        const std::optional<Tensor>& weight,
                                        const std::optional<Tensor>& normalizer, int64_t ignore_index,
@@ -178,24 +225,8 @@ Tensor cross_entropy_forward_backward_(const Tensor& logits, const Tensor& targe
   Arguments arguments =
       make_arguments(logits, target, weight, ignore_index, reduction,
                      {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
-  if (arguments.reduction == Reduction::none) {
-    fail<std::invalid_argument>("the gradient is known in the forward pass only for a scalar loss");
-  }
   check_in_place(arguments, logits);
-  const double divisor = check_targets(arguments, normalizer);
-  Problem& problem = arguments.problem;
-  const Tensor state = empty_beside(logits, arguments.state_size(), arguments.acc_dtype);
-  const Tensor row_loss = empty_beside(logits, problem.rows, arguments.acc_dtype);
-  const Tensor one = empty_scalar_beside(logits, arguments.acc_dtype);
-  write_scalar(one, 0, 1.0);
-  problem.state = state_planes(state);
-  problem.row_loss = row_loss.mutable_data_ptr();
-  problem.grad_loss = one.const_data_ptr();
-  problem.grad_scale = 1.0 / divisor;
-  problem.grad = logits.mutable_data_ptr();
-  problem.grad_layout = problem.logits.layout;
-  forward_backward(problem);
-  return reduce(arguments, row_loss, divisor);
+  return run_forward_backward(arguments, normalizer, logits);
 }
 
 void scale_(const Tensor& values, const Tensor& factor) {
@@ -210,6 +241,7 @@ STABLE_TORCH_LIBRARY_IMPL(torchce, CPU, m) {
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
   m.impl("cross_entropy_backward_", TORCH_BOX(&cross_entropy_backward_));
+  m.impl("cross_entropy_forward_backward", TORCH_BOX(&cross_entropy_forward_backward));
   m.impl("cross_entropy_forward_backward_", TORCH_BOX(&cross_entropy_forward_backward_));
   m.impl("scale_", TORCH_BOX(&scale_));
 }

@@ -181,11 +181,14 @@ class Positions {
     });
   }
 
+  using WideLane = double[kLanes];
+
   struct alignas(64) Sums {
-    Lane max, sum, spread_weight, spread_gap, target_logit;
+    WideLane max, sum, spread_weight, spread_gap;
+    Lane target_logit;
   };
 
-  // Adds one class tile to the sums of the classes before it.
+  // Adds one class tile to the sums of the classes before it, in double: there may be thousands.
   void add_tile(const Block& block, int64_t begin, int classes, const Grid& grid, Sums& sums) const {
     const int padded = block.padded;
     const bool spread = problem_.has_spread() && !problem_.has_focal_spread();
@@ -222,14 +225,16 @@ class Positions {
         }
       }
       for (int lane = 0; lane < padded; ++lane) {
-        const RowSums<Acc> before{sums.max[lane], sums.sum[lane], sums.spread_weight[lane],
-                                  sums.spread_gap[lane]};
-        const RowSums<Acc> tile{max[lane], sum[lane], spread_weight[lane], spread_gap[lane]};
-        const RowSums<Acc> both = merge(before, tile);
-        sums.max[lane] = both.max;
-        sums.sum[lane] = both.sum;
-        sums.spread_weight[lane] = both.spread_weight;
-        sums.spread_gap[lane] = both.spread_gap;
+        RowSums<double> all{max[lane], sum[lane], spread_weight[lane], spread_gap[lane]};
+        if (begin > 0) {
+          const RowSums<double> before{sums.max[lane], sums.sum[lane], sums.spread_weight[lane],
+                                       sums.spread_gap[lane]};
+          all = merge(before, all);
+        }
+        sums.max[lane] = all.max;
+        sums.sum[lane] = all.sum;
+        sums.spread_weight[lane] = all.spread_weight;
+        sums.spread_gap[lane] = all.spread_gap;
       }
     });
   }
@@ -243,7 +248,7 @@ class Positions {
 
   struct alignas(64) Norms {
     Lane max, sum, log_sum, p, one_minus_p, r;
-    Lane spread_loss, spread_slope;
+    WideLane spread_loss, spread_slope;
 
     CE_HD RowNorm<Acc> at(int lane) const {
       return {max[lane], sum[lane], log_sum[lane], p[lane], one_minus_p[lane], r[lane]};
@@ -255,8 +260,8 @@ class Positions {
     visit_bool(problem_.target_kind != TargetKind::probabilities, [&](auto indexed) {
       multiversion([=, &sums, &norms] {
         for (int lane = 0; lane < padded; ++lane) {
-          const RowSums<Acc> all{sums.max[lane], sums.sum[lane], sums.spread_weight[lane],
-                                 sums.spread_gap[lane]};
+          const RowSums<Acc> all{Acc(sums.max[lane]), Acc(sums.sum[lane]),
+                                 Acc(sums.spread_weight[lane]), Acc(sums.spread_gap[lane])};
           RowNorm<Acc> norm;
           if constexpr (decltype(indexed)::value) {
             norm = normalise(all, sums.target_logit[lane]);
@@ -282,6 +287,8 @@ class Positions {
     const int padded = block.padded;
     const Acc gamma = gamma_;
     multiversion([=, &block, &grid, &norms] {
+      alignas(64) Lane loss, slope;
+      for (int lane = 0; lane < padded; ++lane) loss[lane] = slope[lane] = 0;
       for (int c = 0; c < classes; ++c) {
         const Int index = static_cast<Int>(begin + c);
         for (int lane = 0; lane < padded; ++lane) {
@@ -289,9 +296,13 @@ class Positions {
           const Acc q = block.target[lane] == index ? Acc(0) : given;
           const Acc r = norms.log_sum[lane] + (norms.max[lane] - grid.z[c][lane]);
           const FocalTerms<Acc> terms = focal_terms(exp_nonpos(-r), r, gamma);
-          norms.spread_loss[lane] += spread_term(q, terms.loss);
-          norms.spread_slope[lane] += q * terms.slope;
+          loss[lane] += spread_term(q, terms.loss);
+          slope[lane] += q * terms.slope;
         }
+      }
+      for (int lane = 0; lane < padded; ++lane) {
+        norms.spread_loss[lane] += loss[lane];
+        norms.spread_slope[lane] += slope[lane];
       }
     });
   }
@@ -299,10 +310,7 @@ class Positions {
   void forward_block(const Block& block) const {
     Grid grid;
     Sums sums;
-    for (int lane = 0; lane < block.padded; ++lane) {
-      sums.max[lane] = -Acc(INFINITY);
-      sums.sum[lane] = sums.spread_weight[lane] = sums.spread_gap[lane] = sums.target_logit[lane] = 0;
-    }
+    std::fill(sums.target_logit, sums.target_logit + block.padded, Acc(0));
     const bool spread = problem_.has_spread() && !problem_.has_focal_spread();
     for_each_class_tile([&](int64_t begin, int classes) {
       load_logits(block, begin, classes, grid);
@@ -342,7 +350,7 @@ class Positions {
     multiversion([=, &block, &norms, &target_weight, &target_spread] {
       alignas(64) Lane row_loss, coef, target_grad;
       for (int lane = 0; lane < count; ++lane) {
-        const SpreadTerms<Acc> spread{norms.spread_loss[lane], norms.spread_slope[lane]};
+        const SpreadTerms<Acc> spread{Acc(norms.spread_loss[lane]), Acc(norms.spread_slope[lane])};
         const RowResult<Acc> row =
             finish_row(norms.at(lane), target_weight[lane], target_spread[lane], spread, options);
         const bool keep = block.keep[lane] != Acc(0);
