@@ -1,6 +1,6 @@
 """Builds two extensions.
 
-`_ops_library`  the operators on the LibTorch stable ABI: one binary for torch >= 2.10 and Python >= 3.10
+`_ops_library`  the operators on the LibTorch stable ABI: one binary for torch >= 2.10, Python >= 3.10
 `_C`            pybind11: build information and test hooks, no tensors
 
 TORCHCE_CUDA=0|1 overrides whether the CUDA kernels are built (1 fails loudly where they cannot be).
@@ -51,7 +51,7 @@ ops_library = cpp_extension.CppExtension(
     CPU_SOURCES + (CUDA_SOURCES if cuda else []),
     py_limited_api=True,
     extra_compile_args={"cxx": [*CXX_FLAGS, TARGET_TORCH]},
-    # libtorch by name, so that symbols found only in CUDA builds of torch can be looked up at run time
+    # libtorch by name, so that what only CUDA builds of torch have can be looked up at run time
     extra_link_args=["-Wl,--no-as-needed,-ltorch,--as-needed"],
 )
 bindings = cpp_extension.CppExtension(

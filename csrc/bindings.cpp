@@ -11,8 +11,8 @@ namespace {
 
 // One class-index row without a spread, from the sums a kernel would have: for tests of row_math.h.
 template <class Acc>
-py::dict finish_index_row(Acc others_max, Acc others_sum, Acc target_logit, Acc weight, double gamma,
-                          double z_loss) {
+py::dict finish_index_row(Acc others_max, Acc others_sum, Acc target_logit, Acc weight,
+                          double gamma, double z_loss) {
   RowSums<Acc> others;
   others.max = others_max;
   others.sum = others_sum;

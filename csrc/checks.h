@@ -1,6 +1,6 @@
-// Every check of an op's arguments, each with the offending value. Exception classes are PyTorch's own
-// for the same mistake: the binding turns std::out_of_range into IndexError, std::invalid_argument
-// into ValueError and std::runtime_error into RuntimeError.
+// Every check of an op's arguments, each with the offending value. Exception classes are PyTorch's
+// own for the same mistake: the binding turns std::out_of_range into IndexError,
+// std::invalid_argument into ValueError and std::runtime_error into RuntimeError.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -37,9 +37,9 @@ inline std::string shape_of(const Tensor& tensor) {
 }
 
 inline std::string dtype_of(const Tensor& tensor) {
-  static const char* const names[] = {"uint8",     "int8",       "int16", "int32",  "int64",  "float16",
-                                      "float32",   "float64",    "complex32", "complex64",
-                                      "complex128", "bool",      "qint8", "quint8", "qint32", "bfloat16"};
+  static const char* const names[] = {
+      "uint8",     "int8",      "int16",      "int32", "int64", "float16", "float32", "float64",
+      "complex32", "complex64", "complex128", "bool",  "qint8", "quint8",  "qint32",  "bfloat16"};
   const auto number = static_cast<size_t>(tensor.scalar_type());
   return number < std::size(names) ? names[number] : "dtype number " + std::to_string(number);
 }
@@ -67,7 +67,8 @@ inline std::optional<DType> float_dtype(const Tensor& tensor) {
 inline DType check_logits(const Tensor& logits) {
   const auto dtype = float_dtype(logits);
   if (!dtype.has_value()) {
-    fail("input has dtype ", dtype_of(logits), ", but must be float64, float32, bfloat16 or float16");
+    fail("input has dtype ", dtype_of(logits),
+         ", but must be float64, float32, bfloat16 or float16");
   }
   if (logits.dim() < 1) {
     fail("input is a scalar, but must be of shape (C), (N, C) or (N, C, d1, ..)");
@@ -140,7 +141,8 @@ inline void check_options(const RowOptions& options, TargetKind kind, int64_t ig
     fail("ignore_index is ", ignore_index, ", but has no meaning for a target of probabilities");
   }
   if (reduction < 0 || reduction > 2) {
-    fail<std::invalid_argument>("reduction is ", reduction, ", but must be 0 (none), 1 (mean) or 2 (sum)");
+    fail<std::invalid_argument>("reduction is ", reduction,
+                                ", but must be 0 (none), 1 (mean) or 2 (sum)");
   }
 }
 

@@ -1,7 +1,9 @@
 // exp, expm1, log and tanh on the ranges a softmax needs: the one seam between the two backends.
 //
-// Host    polynomials without branches or calls, so that a loop around them vectorises at any width.
-//         Coefficients: Chebyshev fits to the stated interval, error beside each; the rest is rounding.
+// Host    polynomials without branches or calls, so that a loop around them vectorises at any
+// width.
+//         Coefficients: Chebyshev fits to the stated interval, error beside each; the rest is
+//         rounding.
 // Device  the hardware's exp2 and log2 for float, the CUDA library for double.
 // double  log and tanh go to the C library: float64 serves gradcheck, where exactness is the point.
 #pragma once
@@ -34,9 +36,9 @@ template <>
 struct ExpTraits<float> {
   using Int = int32_t;
   static constexpr int kMantissa = 23, kBias = 127;
-  static constexpr float kRound = 12582912.0f;      // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLowest = -88.0f;          // rounds to n = -127, whose scale is exactly 0
-  static constexpr float kLn2High = 0.693359375f;   // few bits, so that n * kLn2High is exact
+  static constexpr float kRound = 12582912.0f;     // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLowest = -88.0f;         // rounds to n = -127, whose scale is exactly 0
+  static constexpr float kLn2High = 0.693359375f;  // few bits, so that n * kLn2High is exact
   static constexpr float kLn2Low = -2.12194440e-4f;
   // (exp(r) - 1 - r) / r^2 on |r| <= ln2 / 2: 7.8e-9 of exp
   static CE_HD float tail(float r) {
@@ -89,8 +91,9 @@ CE_HD ExpParts<Acc> exp_parts(Acc x) {
   return {bit_cast<Acc>(static_cast<Int>(exponent << Tr::kMantissa)), r, Tr::tail(r)};
 }
 
-// exp(x) for x <= 0, error <= 1.5 ulp; exactly 0 from where the result would be subnormal. The clamp is
-// on the way in: a select on the way out tempts the compiler into a branch, which does not vectorise.
+// exp(x) for x <= 0, error <= 1.5 ulp; exactly 0 from where the result would be subnormal. The
+// clamp is on the way in: a select on the way out tempts the compiler into a branch, which does not
+// vectorise.
 template <class Acc>
 CE_HD Acc exp_nonpos(Acc x) {
 #ifdef __CUDA_ARCH__

@@ -1,8 +1,8 @@
-// The schemas. Options have defaults so that a plain call hands over two tensors: each argument more
-// costs about 0.15 us (measured, 64 x 10 eager).
+// The schemas. Options have defaults so that a plain call hands over two tensors: each argument
+// more costs about 0.15 us (measured, 64 x 10 eager).
 //
-// `state` is what backward needs of forward, opaque to Python: [1 + planes * rows] accumulators, the
-// mean's divisor and then the planes of RowState (problem.h).
+// `state` is what backward needs of forward, opaque to Python: [1 + planes * rows] accumulators,
+// the mean's divisor and then the planes of RowState (problem.h).
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
@@ -29,7 +29,14 @@ STABLE_TORCH_LIBRARY(torchce, m) {
 // clang-format on
 
 // Lets Python load the library with an import; the ops themselves know nothing of Python.
-static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_ops_library", nullptr, -1, nullptr,
-                             nullptr,               nullptr,        nullptr, nullptr};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                             "_ops_library",
+                             nullptr,
+                             -1,
+                             nullptr,
+                             nullptr,
+                             nullptr,
+                             nullptr,
+                             nullptr};
 
 PyMODINIT_FUNC PyInit__ops_library(void) { return PyModule_Create(&module); }

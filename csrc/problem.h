@@ -9,13 +9,18 @@ namespace torchce {
 
 enum class DType : int32_t { float64, float32, bfloat16, float16 };
 enum class TargetKind : int32_t { int64, int32, uint8, probabilities };
-enum class Reduction : int64_t { none = 0, mean = 1, sum = 2 };  // the numbers of torch.nn._reduction
+enum class Reduction : int64_t {
+  none = 0,
+  mean = 1,
+  sum = 2
+};  // the numbers of torch.nn._reduction
 
 constexpr int kMaxRowDims = 6;
 
-// Where the rows of a [.., C, ..] tensor lie: row dimensions in row-major order, neighbours that form
-// one arithmetic progression merged, all strides in elements. (N, C) is one dimension of stride C;
-// a contiguous (N, C, H, W) is [N, H*W] with class_stride H*W: no permuted copy is ever made.
+// Where the rows of a [.., C, ..] tensor lie: row dimensions in row-major order, neighbours that
+// form one arithmetic progression merged, all strides in elements. (N, C) is one dimension of
+// stride C; a contiguous (N, C, H, W) is [N, H*W] with class_stride H*W: no permuted copy is ever
+// made.
 struct RowLayout {
   int64_t class_stride = 1;
   int32_t dims = 1;
@@ -67,6 +72,7 @@ struct Problem {
   CE_HD bool has_focal_spread() const { return has_spread() && options.gamma > 0; }
 };
 
-constexpr int kStatePlanes = 3;  // max, coef, target_grad; a fourth, log_sum, with has_focal_spread()
+constexpr int kStatePlanes =
+    3;  // max, coef, target_grad; a fourth, log_sum, with has_focal_spread()
 
 }  // namespace torchce

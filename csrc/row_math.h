@@ -10,8 +10,8 @@
 // that does not depend on the class folds into a few scalars per row (RowState), so that the loops
 // over logits never know of weights, ignore_index, reduction or, for a class index, focal loss.
 //
-// The exponential of the target class is kept apart from the sum of the others: 1 - p = others / sum
-// and r = log1p(others / target) then lose nothing as p -> 1.
+// The exponential of the target class is kept apart from the sum of the others: 1 - p = others /
+// sum and r = log1p(others / target) then lose nothing as p -> 1.
 #pragma once
 
 #include "elementary.h"
@@ -19,7 +19,8 @@
 namespace torchce {
 
 struct RowOptions {
-  double label_smoothing = 0, gamma = 0, z_loss = 0, logit_scale = 1, logit_softcap = 0;  // softcap 0: off
+  double label_smoothing = 0, gamma = 0, z_loss = 0, logit_scale = 1,
+         logit_softcap = 0;  // softcap 0: off
 };
 
 // z of one logit.
@@ -36,9 +37,9 @@ CE_HD Acc transform_slope(Acc z, Acc softcap) {
   return (Acc(1) - t) * (Acc(1) + t);  // of 1 - t^2 the form that keeps its digits as |t| -> 1
 }
 
-// What a pass over logits (any subset of a row) leaves behind. `max` is never NaN: a NaN logit shows
-// in `sum`. The spread part is  weight = sum q_j  and  gap = sum q_j (max - z_j), so that
-// sum q_j r_j = weight * log(sum) + gap  without cancellation at large |z|.
+// What a pass over logits (any subset of a row) leaves behind. `max` is never NaN: a NaN logit
+// shows in `sum`. The spread part is  weight = sum q_j  and  gap = sum q_j (max - z_j), so that sum
+// q_j r_j = weight * log(sum) + gap  without cancellation at large |z|.
 template <class Acc>
 struct RowSums {
   Acc max = -Acc(INFINITY);
@@ -55,8 +56,9 @@ struct RowSums {
 
 template <class Acc>
 CE_HD Acc rebase_gap(const RowSums<Acc>& sums, Acc max) {
-  return sums.spread_weight == Acc(0) ? sums.spread_gap
-                                      : std::fma(sums.spread_weight, max - sums.max, sums.spread_gap);
+  return sums.spread_weight == Acc(0)
+             ? sums.spread_gap
+             : std::fma(sums.spread_weight, max - sums.max, sums.spread_gap);
 }
 
 // fma is written out: the result must not depend on how a compiler contracts a * b + c * d.
@@ -75,7 +77,8 @@ CE_HD RowSums<Acc> merge(const RowSums<Acc>& a, const RowSums<Acc>& b) {
   return out;
 }
 
-// The row's normaliser, and of the target class p, 1 - p and r (0, 1 and 0 where there is no target).
+// The row's normaliser, and of the target class p, 1 - p and r (0, 1 and 0 where there is no
+// target).
 template <class Acc>
 struct RowNorm {
   Acc max, sum, log_sum;
@@ -92,8 +95,8 @@ CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& all) {
   return norm;
 }
 
-// `others` are the sums without the target class, whose logit is `z`. One logarithm for both cases, by
-// selects: of log(sum) the form log1p(sum - 1), where sum - 1 is exact when the target leads.
+// `others` are the sums without the target class, whose logit is `z`. One logarithm for both cases,
+// by selects: of log(sum) the form log1p(sum - 1), where sum - 1 is exact when the target leads.
 template <class Acc>
 CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& others, Acc z) {
   RowNorm<Acc> norm;
@@ -110,14 +113,15 @@ CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& others, Acc z) {
   return norm;
 }
 
-// (1 - p)^gamma r  and  f(p), the factors of loss and gradient; both are plain r and 1 at gamma = 0.
+// (1 - p)^gamma r  and  f(p), the factors of loss and gradient; both are plain r and 1 at gamma =
+// 0.
 template <class Acc>
 struct FocalTerms {
   Acc loss, slope;
 };
 
-// Both from g = (1 - p)^(gamma - 1) without a division: it may be large for gamma < 1 and p -> 1, but
-// what it multiplies is smaller still. At p = 0 the product p r is 0 although r is infinite.
+// Both from g = (1 - p)^(gamma - 1) without a division: it may be large for gamma < 1 and p -> 1,
+// but what it multiplies is smaller still. At p = 0 the product p r is 0 although r is infinite.
 template <class Acc>
 CE_HD FocalTerms<Acc> focal_terms(Acc g, Acc p, Acc one_minus_p, Acc r, Acc gamma) {
   const Acc p_r = p * (p > Acc(0) ? r : Acc(0));
@@ -136,8 +140,9 @@ CE_HD FocalTerms<Acc> focal_terms(Acc p, Acc r, Acc gamma) {
   return focal_terms(p, one_minus_exp(r, p), r, gamma);
 }
 
-// And where p <= kSmallP and gamma <= kSmallGamma, as for all but a few classes of a large vocabulary:
-// neither logarithm nor range reduction. log(1 - p) = -p (1 + p / 2 + p^2 / 3 + ..) to 1e-8 of 1.
+// And where p <= kSmallP and gamma <= kSmallGamma, as for all but a few classes of a large
+// vocabulary: neither logarithm nor range reduction. log(1 - p) = -p (1 + p / 2 + p^2 / 3 + ..) to
+// 1e-8 of 1.
 constexpr double kSmallP = 1.0 / 32, kSmallGamma = 8;
 
 CE_HD FocalTerms<float> focal_terms_small(float p, float r, float gamma) {
@@ -154,14 +159,15 @@ CE_HD FocalTerms<double> focal_terms_small(double p, double r, double gamma) {
   return focal_terms(p, r, gamma);
 }
 
-// q * value, where q = 0 wins over an infinite value: a class that the target excludes may be masked
-// with a -inf logit.
+// q * value, where q = 0 wins over an infinite value: a class that the target excludes may be
+// masked with a -inf logit.
 template <class Acc>
 CE_HD Acc spread_term(Acc q, Acc value) {
   return q == Acc(0) ? Acc(0) : q * value;
 }
 
-// The spread part of a row after its normaliser is known: sum_j q_j (1-p_j)^gamma r_j  and  sum_j s_j.
+// The spread part of a row after its normaliser is known: sum_j q_j (1-p_j)^gamma r_j  and  sum_j
+// s_j.
 template <class Acc>
 struct SpreadTerms {
   Acc loss = 0, slope = 0;
@@ -169,7 +175,8 @@ struct SpreadTerms {
 
 template <class Acc>
 CE_HD SpreadTerms<Acc> plain_spread(const RowSums<Acc>& sums, const RowNorm<Acc>& norm) {
-  return {std::fma(sums.spread_weight, norm.log_sum, rebase_gap(sums, norm.max)), sums.spread_weight};
+  return {std::fma(sums.spread_weight, norm.log_sum, rebase_gap(sums, norm.max)),
+          sums.spread_weight};
 }
 
 // What the backward pass needs of a row:
@@ -187,8 +194,8 @@ struct RowResult {
   RowState<Acc> state;
 };
 
-// `target_weight` is t of the target class apart from its spread; `target_spread` is q of the target
-// class where `spread` counted it, else 0.
+// `target_weight` is t of the target class apart from its spread; `target_spread` is q of the
+// target class where `spread` counted it, else 0.
 template <class Acc>
 CE_HD RowResult<Acc> finish_row(const RowNorm<Acc>& norm, Acc target_weight, Acc target_spread,
                                 const SpreadTerms<Acc>& spread, const RowOptions& options) {
@@ -200,7 +207,8 @@ CE_HD RowResult<Acc> finish_row(const RowNorm<Acc>& norm, Acc target_weight, Acc
   const Acc others_slope = spread.slope + Acc(2) * z_loss * lse;
   const Acc target_slope = target_weight * target.slope;
   RowResult<Acc> out;
-  out.loss = target_weight * target.loss + spread.loss + (z_loss == Acc(0) ? Acc(0) : z_loss * lse * lse);
+  out.loss =
+      target_weight * target.loss + spread.loss + (z_loss == Acc(0) ? Acc(0) : z_loss * lse * lse);
   out.state.max = norm.max;
   out.state.coef = (target_slope + others_slope) / norm.sum;
   out.state.target_grad = norm.p * others_slope - target_spread - target_slope * norm.one_minus_p;

@@ -1,4 +1,5 @@
-// From tensors to a Problem: shared by the ops of both backends, which differ in memory and launch only.
+// From tensors to a Problem: shared by the ops of both backends, which differ in memory and launch
+// only.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -12,7 +13,8 @@ namespace torchce {
 
 // A fresh contiguous tensor beside `like`. Straight through the C shim: the dispatcher would double
 // the cost of a small call.
-inline Tensor empty_beside(const Tensor& like, const int64_t* sizes, size_t dims, ScalarType dtype) {
+inline Tensor empty_beside(const Tensor& like, const int64_t* sizes, size_t dims,
+                           ScalarType dtype) {
   constexpr size_t kMaxDims = 64;  // of any tensor
   int64_t strides[kMaxDims];
   int64_t step = 1;
@@ -61,9 +63,10 @@ inline std::optional<RowLayout> row_layout(const Tensor& tensor) {
   int last = -1;
   for (size_t d = 0; d < dims; ++d) {
     const int64_t size = sizes[d], stride = strides[d];
-    // A single position still tells that positions are neighbours: it is to be treated, to the bit, as
-    // it would be among others.
-    const bool lone_position = d == (dims == 2 ? 0 : dims - 1) && stride == 1 && layout.class_stride != 1;
+    // A single position still tells that positions are neighbours: it is to be treated, to the bit,
+    // as it would be among others.
+    const bool lone_position =
+        d == (dims == 2 ? 0 : dims - 1) && stride == 1 && layout.class_stride != 1;
     if (d == class_dim || (size == 1 && !lone_position)) continue;
     if (last >= 0 && layout.stride[last] == size * stride) {
       layout.size[last] *= size;
@@ -78,7 +81,8 @@ inline std::optional<RowLayout> row_layout(const Tensor& tensor) {
   return layout;
 }
 
-// A tensor whose rows a RowLayout can describe: itself, but for rare strides of 8 and more dimensions.
+// A tensor whose rows a RowLayout can describe: itself, but for rare strides of 8 and more
+// dimensions.
 inline Tensor with_row_layout(const Tensor& tensor) {
   return row_layout(tensor).has_value() ? tensor : torch::stable::contiguous(tensor);
 }

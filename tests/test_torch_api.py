@@ -438,7 +438,7 @@ def test_changing_what_backward_needs(shape: tuple, upstream: float, changed: st
 
 @pytest.mark.parametrize("shape", [(4, 7), (40, 700)], ids=["early", "late"])
 def test_backward_twice(shape: tuple) -> None:
-    """The gradient of a small problem is made in forward and handed out once: again all the same."""
+    """The gradient of a small problem is made in forward, and handed out only once."""
     logits, target, _ = make_inputs(shape, F32)
     x = logits.clone().requires_grad_()
     loss = ce.cross_entropy(x, target)

@@ -1,6 +1,7 @@
 """The operators of the compiled library, and their outputs' metadata for tracing.
 
-Private: an operator called on a tensor that requires grad records nothing. `functional` is the door.
+Private: an operator called on a tensor that requires grad records nothing; `functional` is the
+door.
 """
 
 import torch
@@ -31,8 +32,17 @@ def _check_device(logits: torch.Tensor, other: torch.Tensor | None, name: str) -
 
 
 @torch.library.register_fake("torchce::cross_entropy_forward")
-def _(logits, target, weight=None, normalizer=None, *, reduction=MEAN, label_smoothing=0.0,
-      gamma=0.0, **options):  # fmt: skip
+def _(
+    logits,
+    target,
+    weight=None,
+    normalizer=None,
+    *,
+    reduction=MEAN,
+    label_smoothing=0.0,
+    gamma=0.0,
+    **options,
+):
     _check_device(logits, target, "target")
     _check_device(logits, weight, "weight")
     row_shape = list(logits.shape)

@@ -8,9 +8,9 @@ from .functional import cross_entropy
 class CrossEntropyLoss(nn.Module):
     """`cross_entropy` as a module: a drop-in for `torch.nn.CrossEntropyLoss`.
 
-    Takes every option of `cross_entropy`; see there for shapes, dtypes and errors. `weight` (C) is a
-    buffer, so it follows the module to a device and into its state_dict. The other options are plain
-    attributes, read at each call; as in PyTorch, they are not checked before.
+    Takes every option of `cross_entropy`; see there for shapes, dtypes and errors. `weight` (C) is
+    a buffer, so it follows the module to a device and into its state_dict. The other options are
+    plain attributes, read at each call; as in PyTorch, they are not checked before.
     """
 
     def __init__(

@@ -13,18 +13,21 @@
 
 namespace torchce::cpu {
 
-void run_ranges(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+void run_ranges(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                void* context) {
   torch_parallel_for(0, count, grain, body, context);
 }
 
 namespace {
 
-// Fresh memory of this size comes from the kernel page by page; in pages of 2 MiB that costs a tenth.
+// Fresh memory of this size comes from the kernel page by page; in pages of 2 MiB that costs a
+// tenth.
 void advise_huge_pages(void* data, int64_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kPage = uintptr_t{2} << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
@@ -137,10 +140,9 @@ void run_backward(Arguments& arguments, const Tensor& grad_loss, const Tensor& s
   if (grad_loss.numel() != (per_row ? problem.rows : 1)) {
     fail("grad_loss has shape ", shape_of(grad_loss), ", but must have the shape of the loss");
   }
-  const Tensor grad_rows = as_contiguous(
-      grad_loss.scalar_type() == arguments.acc_dtype
-          ? grad_loss
-          : torch::stable::to(grad_loss, arguments.acc_dtype));
+  const Tensor grad_rows = as_contiguous(grad_loss.scalar_type() == arguments.acc_dtype
+                                             ? grad_loss
+                                             : torch::stable::to(grad_loss, arguments.acc_dtype));
   problem.grad_loss = grad_rows.const_data_ptr();
   problem.grad_loss_stride = per_row ? 1 : 0;
   problem.grad_scale = 1.0 / (state.scalar_type() == ScalarType::Double
@@ -155,7 +157,8 @@ void run_backward(Arguments& arguments, const Tensor& grad_loss, const Tensor& s
 Tensor cross_entropy_backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
                               const Tensor& state, const std::optional<Tensor>& weight,
                               int64_t ignore_index, int64_t reduction, double label_smoothing,
-                              double gamma, double z_loss, double logit_scale, double logit_softcap) {
+                              double gamma, double z_loss, double logit_scale,
+                              double logit_softcap) {
   Arguments arguments =
       make_arguments(logits, target, weight, ignore_index, reduction,
                      {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
@@ -174,7 +177,8 @@ void check_in_place(const Arguments& arguments, const Tensor& logits) {
 void cross_entropy_backward_(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
                              const Tensor& state, const std::optional<Tensor>& weight,
                              int64_t ignore_index, int64_t reduction, double label_smoothing,
-                             double gamma, double z_loss, double logit_scale, double logit_softcap) {
+                             double gamma, double z_loss, double logit_scale,
+                             double logit_softcap) {
   Arguments arguments =
       make_arguments(logits, target, weight, ignore_index, reduction,
                      {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
@@ -219,9 +223,10 @@ std::tuple<Tensor, Tensor> cross_entropy_forward_backward(
 
 Tensor cross_entropy_forward_backward_(const Tensor& logits, const Tensor& target,
                                        const std::optional<Tensor>& weight,
-                                       const std::optional<Tensor>& normalizer, int64_t ignore_index,
-                                       int64_t reduction, double label_smoothing, double gamma,
-                                       double z_loss, double logit_scale, double logit_softcap) {
+                                       const std::optional<Tensor>& normalizer,
+                                       int64_t ignore_index, int64_t reduction,
+                                       double label_smoothing, double gamma, double z_loss,
+                                       double logit_scale, double logit_softcap) {
   Arguments arguments =
       make_arguments(logits, target, weight, ignore_index, reduction,
                      {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
@@ -231,7 +236,8 @@ Tensor cross_entropy_forward_backward_(const Tensor& logits, const Tensor& targe
 
 void scale_(const Tensor& values, const Tensor& factor) {
   const auto dtype = float_dtype(values);
-  if (!dtype.has_value() || !values.is_contiguous()) fail("scale_ needs contiguous floating values");
+  if (!dtype.has_value() || !values.is_contiguous())
+    fail("scale_ needs contiguous floating values");
   scale(values.mutable_data_ptr(), *dtype, values.numel(), read_scalar(factor));
 }
 

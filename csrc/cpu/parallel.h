@@ -5,7 +5,8 @@
 
 namespace torchce::cpu {
 
-// Calls body(context, begin, end) over [0, count) in pieces of at least `grain`. Defined in ops_cpu.cpp.
+// Calls body(context, begin, end) over [0, count) in pieces of at least `grain`. Defined in
+// ops_cpu.cpp.
 void run_ranges(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
 template <class Body>

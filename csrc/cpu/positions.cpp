@@ -1,9 +1,11 @@
-// Cross entropy along positions: where they, not classes, are neighbours in memory ((N, C, d1, ..) and
-// transposed (N, C)), and where rows are too short to fill a vector. A block is kLanes positions by
-// kClassTile classes in a stack buffer; every loop runs along the positions, so nothing is permuted in
-// memory, nothing is reduced across lanes, and a position's bits do not depend on its neighbours.
+// Cross entropy along positions: where they, not classes, are neighbours in memory ((N, C, d1, ..)
+// and transposed (N, C)), and where rows are too short to fill a vector. A block is kLanes
+// positions by kClassTile classes in a stack buffer; every loop runs along the positions, so
+// nothing is permuted in memory, nothing is reduced across lanes, and a position's bits do not
+// depend on its neighbours.
 //
-// Moves     as rows.cpp: forward reads each logit once, backward reads once and writes once. Where all
+// Moves     as rows.cpp: forward reads each logit once, backward reads once and writes once. Where
+// all
 //           classes fit one class tile, forward_backward finds its second look in L1.
 // Bound     memory, in runs of kLanes * b bytes per class.
 #include <algorithm>
@@ -189,7 +191,8 @@ class Positions {
   };
 
   // Adds one class tile to the sums of the classes before it, in double: there may be thousands.
-  void add_tile(const Block& block, int64_t begin, int classes, const Grid& grid, Sums& sums) const {
+  void add_tile(const Block& block, int64_t begin, int classes, const Grid& grid,
+                Sums& sums) const {
     const int padded = block.padded;
     const bool spread = problem_.has_spread() && !problem_.has_focal_spread();
     multiversion([=, &block, &grid, &sums] {
@@ -429,12 +432,14 @@ class Positions {
     if (stride == 1) {
       multiversion([=] {
         for (int c = 0; c < classes; ++c) {
-          for (int lane = 0; lane < count; ++lane) out[c * step + lane] = from_acc<T>(lines[c][lane]);
+          for (int lane = 0; lane < count; ++lane)
+            out[c * step + lane] = from_acc<T>(lines[c][lane]);
         }
       });
     } else {
       for (int lane = 0; lane < count; ++lane) {
-        for (int c = 0; c < classes; ++c) out[c * step + lane * stride] = from_acc<T>(lines[c][lane]);
+        for (int c = 0; c < classes; ++c)
+          out[c * step + lane * stride] = from_acc<T>(lines[c][lane]);
       }
     }
   }

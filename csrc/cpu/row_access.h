@@ -11,8 +11,8 @@ auto visit_storage(const Problem& problem, Fn&& fn) {
   return visit_dtype<double, float, BFloat16, Float16>(problem.logits.dtype, fn);
 }
 
-// Calls fn with the class indices in their own type. Whoever reads one turns it into int64 first, so
-// that 2^32 is not class 0.
+// Calls fn with the class indices in their own type. Whoever reads one turns it into int64 first,
+// so that 2^32 is not class 0.
 template <class Fn>
 auto visit_indices(const Problem& problem, Fn&& fn) {
   switch (problem.target_kind) {
@@ -26,7 +26,8 @@ auto visit_indices(const Problem& problem, Fn&& fn) {
 }
 
 inline int64_t read_index(const Problem& problem, int64_t row) {
-  return visit_indices(problem, [row](auto* indices) { return static_cast<int64_t>(indices[row]); });
+  return visit_indices(problem,
+                       [row](auto* indices) { return static_cast<int64_t>(indices[row]); });
 }
 
 inline double weight_of(const Problem& problem, int64_t index) {

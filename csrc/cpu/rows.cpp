@@ -2,12 +2,13 @@
 //
 // forward   each logit is read once:  rows * cols * b bytes in, 12 or 16 bytes of state a row out
 // backward  read once, gradient written once:  2 * rows * cols * b
-// both      the same 2 * rows * cols * b, since the second look at a row finds it in cache (L2 holds
-//           256 k float32 logits a core); `grad` may be the logits' memory, as a tile is read before
-//           it is written
+// both      the same 2 * rows * cols * b, since the second look at a row finds it in cache (L2
+// holds
+//           256 k float32 logits a core); `grad` may be the logits' memory, as a tile is read
+//           before it is written
 // Bound     memory; one exp per logit and direction costs about 0.2 ns on one AVX-512 core.
-// A row's sums are those of its tiles merged in order, so work may be split by rows or by tiles, over
-// any number of threads, without changing a bit.
+// A row's sums are those of its tiles merged in order, so work may be split by rows or by tiles,
+// over any number of threads, without changing a bit.
 #include <algorithm>
 #include <vector>
 
@@ -56,7 +57,8 @@ class Rows {
   }
 
   void backward() const {
-    const int64_t grain = std::max<int64_t>(1, kGrainLogits / std::min<int64_t>(kTile, problem_.cols));
+    const int64_t grain =
+        std::max<int64_t>(1, kGrainLogits / std::min<int64_t>(kTile, problem_.cols));
     parallel_for(problem_.rows * tiles_, grain, [this](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) backward_tile(unit / tiles_, unit % tiles_);
     });
@@ -92,7 +94,8 @@ class Rows {
   }
 
   int64_t target(int64_t row) const {
-    return problem_.target_kind == TargetKind::probabilities ? kNoTarget : read_index(problem_, row);
+    return problem_.target_kind == TargetKind::probabilities ? kNoTarget
+                                                             : read_index(problem_, row);
   }
 
   Acc weight(int64_t index) const {
@@ -118,8 +121,9 @@ class Rows {
 
   // The spread of a tile; `buffer` holds what is not in memory as it is needed.
   Spread<Acc> spread(int64_t row, Span span, Acc* buffer) const {
-    const Acc* weight =
-        problem_.weight == nullptr ? nullptr : static_cast<const Acc*>(problem_.weight) + span.begin;
+    const Acc* weight = problem_.weight == nullptr
+                            ? nullptr
+                            : static_cast<const Acc*>(problem_.weight) + span.begin;
     const bool whole = span.size % kLanes == 0;
     if (problem_.target_kind == TargetKind::probabilities) {
       load_probabilities(row, span, buffer);
@@ -142,7 +146,8 @@ class Rows {
     const Spread<Acc> part = spread(row, span, q);
     if (part.values == q && part.factor == Acc(1)) return;
     const int padded = (span.size + kLanes - 1) / kLanes * kLanes;
-    for (int i = 0; i < padded; ++i) q[i] = part.factor * (part.values == nullptr ? Acc(1) : part.values[i]);
+    for (int i = 0; i < padded; ++i)
+      q[i] = part.factor * (part.values == nullptr ? Acc(1) : part.values[i]);
   }
 
   void load_probabilities(int64_t row, Span span, Acc* q) const {
@@ -218,7 +223,8 @@ class Rows {
           continue;
         }
         Total total = sums[row * tiles_];
-        for (int64_t tile = 1; tile < tiles_; ++tile) total = merge(total, sums[row * tiles_ + tile]);
+        for (int64_t tile = 1; tile < tiles_; ++tile)
+          total = merge(total, sums[row * tiles_ + tile]);
         write(row, finish(row, target(row), total));
       }
     });
@@ -232,15 +238,14 @@ class Rows {
     const Acc target_spread =
         target == kNoTarget || !problem_.has_spread() ? Acc(0) : smoothing_ * weight(target);
     if (problem_.has_focal_spread()) {
-      return finish_row(norm, target_weight + target_spread, Acc(0), focal_spread(row, target, norm),
-                        problem_.options);
+      return finish_row(norm, target_weight + target_spread, Acc(0),
+                        focal_spread(row, target, norm), problem_.options);
     }
-    return finish_row(norm, target_weight, target_spread, plain_spread(sums, norm), problem_.options);
+    return finish_row(norm, target_weight, target_spread, plain_spread(sums, norm),
+                      problem_.options);
   }
 
-  void write(int64_t row, const RowResult<Acc>& result) const {
-    write_row(problem_, row, result);
-  }
+  void write(int64_t row, const RowResult<Acc>& result) const { write_row(problem_, row, result); }
 
   void backward_tile(int64_t row, int64_t index) const {
     const Span part = span(index);
@@ -282,8 +287,9 @@ class Rows {
     const Acc* source = static_cast<const Acc*>(problem_.logits.data) +
                         problem_.logits.layout.offset(row) + part.begin;
     if (problem_.has_spread()) {
-      const Acc* weight =
-          problem_.weight == nullptr ? nullptr : static_cast<const Acc*>(problem_.weight) + part.begin;
+      const Acc* weight = problem_.weight == nullptr
+                              ? nullptr
+                              : static_cast<const Acc*>(problem_.weight) + part.begin;
       with_spread(Spread<Acc>{weight, smoothing_ * grad}, [&](auto grad_q) {
         direct_gradient(source, part.size, state.max, coef, grad_q, out);
       });
@@ -302,16 +308,18 @@ class Rows {
 }  // namespace
 
 void forward_rows(const Problem& problem) {
-  visit_storage(problem, [&](auto type) { Rows<typename decltype(type)::type>(problem).forward(); });
+  visit_storage(problem,
+                [&](auto type) { Rows<typename decltype(type)::type>(problem).forward(); });
 }
 
 void backward_rows(const Problem& problem) {
-  visit_storage(problem, [&](auto type) { Rows<typename decltype(type)::type>(problem).backward(); });
+  visit_storage(problem,
+                [&](auto type) { Rows<typename decltype(type)::type>(problem).backward(); });
 }
 
 void forward_backward_rows(const Problem& problem) {
-  visit_storage(problem,
-                [&](auto type) { Rows<typename decltype(type)::type>(problem).forward_backward(); });
+  visit_storage(
+      problem, [&](auto type) { Rows<typename decltype(type)::type>(problem).forward_backward(); });
 }
 
 }  // namespace torchce::cpu

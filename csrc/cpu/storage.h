@@ -45,7 +45,8 @@ CE_HD double from_acc<double>(double x) {
 template <>
 CE_HD BFloat16 from_acc<BFloat16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const uint32_t rounded =
+      (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
   return {static_cast<uint16_t>(nan ? 0x7fc0u : rounded)};
 }
@@ -55,7 +56,8 @@ CE_HD Float16 from_acc<Float16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
-  const uint32_t normal = (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t normal =
+      (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t infinite = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   uint32_t out = magnitude < 0x38800000u ? subnormal : normal;

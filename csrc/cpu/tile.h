@@ -1,5 +1,6 @@
 // A tile: up to kTile logits of a row in a stack buffer of accumulators, and the loops over it.
-// Every loop is one multiversion body, so a row gives the same bits whoever calls and wherever it lies.
+// Every loop is one multiversion body, so a row gives the same bits whoever calls and wherever it
+// lies.
 #pragma once
 
 #include "../dispatch.h"
@@ -9,8 +10,8 @@
 namespace torchce::cpu {
 
 constexpr int kTile = 2048;  // z and q of float: 16 KiB, half of a 32 KiB L1
-constexpr int kLanes = 32;   // a reduction keeps this many partial results, in the same order on every
-                             // instruction set; loops with an exp run over whole blocks of it
+constexpr int kLanes = 32;   // a reduction keeps this many partial results, in the same order on
+                            // every instruction set; loops with an exp run over whole blocks of it
 
 template <class Acc>
 struct alignas(64) Tile {
@@ -26,8 +27,9 @@ CE_HD int pad(Acc* values, int size, Acc with) {
   return padded;
 }
 
-// lanes[i % kLanes] = combine(lanes[i % kLanes], i) over i, then the lanes by halves. Written without a
-// reduction the compiler would have to recognise: it vectorises always, and always the same way.
+// lanes[i % kLanes] = combine(lanes[i % kLanes], i) over i, then the lanes by halves. Written
+// without a reduction the compiler would have to recognise: it vectorises always, and always the
+// same way.
 template <class Acc, class Combine>
 CE_HD void fill_lanes(Acc* lanes, int padded, const Combine& combine) {
   for (int64_t block = 0; block < padded; block += kLanes) {
@@ -156,7 +158,8 @@ void spread_sums(const Acc* z, const Spread<Acc>& spread, int padded, Acc refere
   });
 }
 
-// Calls body with a function (p, r) -> FocalTerms: the short one where no class of the tile is likely.
+// Calls body with a function (p, r) -> FocalTerms: the short one where no class of the tile is
+// likely.
 template <class Acc, class Body>
 void with_focal_terms(const Acc* z, int padded, Acc max, Acc log_sum, Acc gamma, const Body& body) {
   const Acc smallest_r = log_sum + (max - max_of(z, padded));
@@ -169,7 +172,8 @@ void with_focal_terms(const Acc* z, int padded, Acc max, Acc log_sum, Acc gamma,
 
 // sum q (1 - p)^gamma r  and  sum q f(p)
 template <class Acc>
-SpreadTerms<Acc> focal_spread_sums(const Acc* z, const Acc* q, int padded, Acc max, Acc log_sum, Acc gamma) {
+SpreadTerms<Acc> focal_spread_sums(const Acc* z, const Acc* q, int padded, Acc max, Acc log_sum,
+                                   Acc gamma) {
   SpreadTerms<Acc> sums;
   with_focal_terms(z, padded, max, log_sum, gamma, [=, &sums](auto focal) {
     multiversion([=, &sums] {
@@ -208,10 +212,11 @@ void spread_gradient(Acc* z, const Spread<Acc>& spread, int padded, Acc max, Acc
   });
 }
 
-// The same from logits as they are, straight to the output, which may be the logits' own memory: 0.27 ns
-// an element instead of 0.5 by way of a tile. `grad_q` is a function of i.
+// The same from logits as they are, straight to the output, which may be the logits' own memory:
+// 0.27 ns an element instead of 0.5 by way of a tile. `grad_q` is a function of i.
 template <class Acc, class GradQ>
-void direct_gradient(const Acc* source, int size, Acc max, Acc coef, const GradQ& grad_q, Acc* out) {
+void direct_gradient(const Acc* source, int size, Acc max, Acc coef, const GradQ& grad_q,
+                     Acc* out) {
   multiversion([=] {
 #pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) out[i] = coef * exp_nonpos(source[i] - max) - grad_q(i);
@@ -220,8 +225,8 @@ void direct_gradient(const Acc* source, int size, Acc max, Acc coef, const GradQ
 
 // z becomes  coef * exp(z - max) - grad * q * f(p), by way of p, which f needs.
 template <class Acc>
-void focal_spread_gradient(Acc* z, const Acc* q, int padded, Acc max, Acc coef, Acc log_sum, Acc gamma,
-                           Acc grad) {
+void focal_spread_gradient(Acc* z, const Acc* q, int padded, Acc max, Acc coef, Acc log_sum,
+                           Acc gamma, Acc grad) {
   const Acc coef_of_p = coef * std::exp(log_sum);
   with_focal_terms(z, padded, max, log_sum, gamma, [=](auto focal) {
     multiversion([=] {
