@@ -1,6 +1,6 @@
 """Builds two extensions.
 
-`_ops_library`  the operators on the LibTorch stable ABI: one binary for torch >= 2.10, Python >= 3.10
+`_ops_library`  the operators on the LibTorch stable ABI: one binary for every torch >= 2.10
 `_C`            pybind11: build information and test hooks, no tensors
 
 TORCHCE_CUDA=0|1 overrides whether the CUDA kernels are built (1 fails loudly where they cannot be).

@@ -9,9 +9,11 @@
 
 namespace torchce::cpu {
 
-constexpr int kTile = 2048;  // z and q of float: 16 KiB, half of a 32 KiB L1
-constexpr int kLanes = 32;   // a reduction keeps this many partial results, in the same order on
-                            // every instruction set; loops with an exp run over whole blocks of it
+// z and q of float: 16 KiB, half of a 32 KiB L1. Not yet measured against its neighbours.
+constexpr int kTile = 2048;
+// A reduction keeps this many partial results, in the same order on every instruction set; loops
+// with an exp run over whole blocks of it.
+constexpr int kLanes = 32;
 
 template <class Acc>
 struct alignas(64) Tile {
