@@ -133,3 +133,31 @@ def test_module_forms(device: torch.device) -> None:
     assert_same_bits(
         ce.FocalLoss(gamma=0.5)(logits, target), ce.cross_entropy(logits, target, gamma=0.5)
     )
+
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 40), (2, 5, 19)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_mix(shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
+    """Input, probabilities and weight each in a dtype of its own: read in theirs, not in another's."""
+    for target_dtype in DTYPES:
+        for weight_dtype in DTYPES:
+            logits = torch.randn(shape, device=device).to(dtype).requires_grad_()
+            target = torch.rand(shape, device=device).to(target_dtype)
+            weight = torch.rand(shape[1], device=device).to(weight_dtype)
+            loss = ce.cross_entropy(logits, target, weight)
+            expected = torch.nn.functional.cross_entropy(
+                logits.double(), target.double(), weight.double()
+            )
+            wide = torch.float64 in (dtype, target_dtype)
+            assert loss.dtype == (torch.float64 if wide else torch.float32)
+            torch.testing.assert_close(
+                loss.double(), expected, rtol=1e-12 if wide else 1e-5, atol=0
+            )
+            grad, expected_grad = (
+                torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss, expected)
+            )
+            assert grad.dtype == dtype
+            torch.testing.assert_close(grad, expected_grad)

@@ -123,12 +123,14 @@ class Positions {
           for (int lane = 0; lane < count; lane += kCacheLine / sizeof(S)) {
             __builtin_prefetch(line + kLanes + lane);
           }
-          for (int lane = 0; lane < count; ++lane) lines[c][lane] = to_acc(line[lane]);
+          for (int lane = 0; lane < count; ++lane)
+            lines[c][lane] = static_cast<Acc>(to_acc(line[lane]));
         }
       });
     } else {
       for (int lane = 0; lane < count; ++lane) {
-        for (int c = 0; c < classes; ++c) lines[c][lane] = to_acc(source[c * step + lane * stride]);
+        for (int c = 0; c < classes; ++c)
+          lines[c][lane] = static_cast<Acc>(to_acc(source[c * step + lane * stride]));
       }
     }
     for (int c = 0; c < classes; ++c) {
@@ -165,14 +167,10 @@ class Positions {
       return;
     }
     const Strided& source = problem_.probabilities;
-    if constexpr (std::is_same_v<Acc, double>) {
-      load_lines<double>(source.data, source.layout, block, begin, classes, grid.q);
-    } else {
-      visit_dtype<float, float, BFloat16, Float16>(source.dtype, [&](auto type) {
-        load_lines<typename decltype(type)::type>(source.data, source.layout, block, begin, classes,
-                                                  grid.q);
-      });
-    }
+    visit_dtype<double, float, BFloat16, Float16>(source.dtype, [&](auto type) {
+      load_lines<typename decltype(type)::type>(source.data, source.layout, block, begin, classes,
+                                                grid.q);
+    });
     multiversion([=, &grid] {
       for (int c = 0; c < classes; ++c) {
         const Acc w = weights == nullptr ? Acc(1) : weights[c];

@@ -153,14 +153,10 @@ class Rows {
   void load_probabilities(int64_t row, Span span, Acc* q) const {
     const Strided& source = problem_.probabilities;
     const int64_t at = source.layout.offset(row) + span.begin * source.layout.class_stride;
-    if constexpr (std::is_same_v<Acc, double>) {
-      load(static_cast<const double*>(source.data) + at, source.layout.class_stride, span.size, q);
-    } else {
-      visit_dtype<float, float, BFloat16, Float16>(source.dtype, [&](auto type) {
-        using S = typename decltype(type)::type;
-        load(static_cast<const S*>(source.data) + at, source.layout.class_stride, span.size, q);
-      });
-    }
+    visit_dtype<double, float, BFloat16, Float16>(source.dtype, [&](auto type) {
+      using S = typename decltype(type)::type;
+      load(static_cast<const S*>(source.data) + at, source.layout.class_stride, span.size, q);
+    });
   }
 
   // Sums over one tile without the target class.

@@ -47,14 +47,14 @@ CE_HD Acc fold_sum(Acc* lanes) {
   return lanes[0];
 }
 
-template <class T>
-void load(const T* source, int64_t stride, int size, acc_t<T>* out) {
+template <class T, class Acc>
+void load(const T* source, int64_t stride, int size, Acc* out) {
   if (stride == 1) {
     multiversion([=] {
-      for (int i = 0; i < size; ++i) out[i] = to_acc(source[i]);
+      for (int i = 0; i < size; ++i) out[i] = static_cast<Acc>(to_acc(source[i]));
     });
   } else {
-    for (int i = 0; i < size; ++i) out[i] = to_acc(source[i * stride]);
+    for (int i = 0; i < size; ++i) out[i] = static_cast<Acc>(to_acc(source[i * stride]));
   }
 }
 
