@@ -141,7 +141,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("shape", [(5, 7), (3, 40), (2, 5, 19)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dtypes_mix(shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
-    """Input, probabilities and weight each in a dtype of its own: read in theirs, not in another's."""
+    """Input, probabilities and weight are each read in their own dtype."""
     for target_dtype in DTYPES:
         for weight_dtype in DTYPES:
             logits = torch.randn(shape, device=device).to(dtype).requires_grad_()
