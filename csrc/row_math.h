@@ -96,7 +96,8 @@ CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& all) {
 }
 
 // `others` are the sums without the target class, whose logit is `z`. One logarithm for both cases,
-// by selects: of log(sum) the form log1p(sum - 1), where sum - 1 is exact when the target leads.
+// by selects: log(sum) is log1p(rest) where the target leads, and there a rest below eps still
+// counts.
 template <class Acc>
 CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& others, Acc z) {
   RowNorm<Acc> norm;

@@ -18,6 +18,7 @@
 namespace torchce::cpu {
 namespace {
 
+// 128, 512 and 1024 were 2 to 10 % slower forward at (2, 21, 512, 512) float32, one thread.
 constexpr int kLanes = 256;
 constexpr int kClassTile = 32;
 constexpr int kCacheLine = 64;

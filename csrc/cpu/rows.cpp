@@ -194,13 +194,13 @@ class Rows {
   }
 
   void forward_row(int64_t row) const {
-    if (is_ignored(problem_, row)) return write(row, {});
+    if (is_ignored(problem_, row)) return write_row<Acc>(problem_, row, {});
     const int64_t target = this->target(row);
     Total total = sum_tile(row, target, 0).template as<double>();
     for (int64_t tile = 1; tile < tiles_; ++tile) {
       total = merge(total, sum_tile(row, target, tile).template as<double>());
     }
-    write(row, finish(row, target, total));
+    write_row(problem_, row, finish(row, target, total));
   }
 
   void forward_by_tiles() const {
@@ -215,13 +215,13 @@ class Rows {
     parallel_for(problem_.rows, 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         if (is_ignored(problem_, row)) {
-          write(row, {});
+          write_row<Acc>(problem_, row, {});
           continue;
         }
         Total total = sums[row * tiles_];
         for (int64_t tile = 1; tile < tiles_; ++tile)
           total = merge(total, sums[row * tiles_ + tile]);
-        write(row, finish(row, target(row), total));
+        write_row(problem_, row, finish(row, target(row), total));
       }
     });
   }
@@ -240,8 +240,6 @@ class Rows {
     return finish_row(norm, target_weight, target_spread, plain_spread(sums, norm),
                       problem_.options);
   }
-
-  void write(int64_t row, const RowResult<Acc>& result) const { write_row(problem_, row, result); }
 
   void backward_tile(int64_t row, int64_t index) const {
     const Span part = span(index);
