@@ -60,10 +60,10 @@ struct Problem {
   void* row_loss = nullptr;  // [rows] Acc
 
   // backward
-  const void* grad_loss = nullptr;  // [rows] with grad_loss_stride, or one value (stride 0); Acc
-  int64_t grad_loss_stride = 0;
-  double grad_scale = 1;  // 1 / divisor of the mean
-  void* grad = nullptr;   // logits' dtype; may be the logits' own memory
+  const void* grad_loss = nullptr;  // [rows] with grad_loss_stride, or one value (stride 0), Acc;
+  int64_t grad_loss_stride = 0;     // null: 1
+  const void* divisor = nullptr;    // of the mean, one Acc; null: 1
+  void* grad = nullptr;             // logits' dtype; may be the logits' own memory
   RowLayout grad_layout;
 
   CE_HD bool has_spread() const {

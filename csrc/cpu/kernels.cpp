@@ -5,8 +5,8 @@
 #include <atomic>
 #include <vector>
 
+#include "../row_access.h"
 #include "parallel.h"
-#include "row_access.h"
 #include "tile.h"
 
 namespace torchce::cpu {
@@ -63,7 +63,8 @@ TargetScan scan_targets(const Problem& problem) {
           }
           break;
         }
-        sum += weight_of(problem, index);
+        sum += problem.logits.dtype == DType::float64 ? weight_of<double>(problem, index)
+                                                      : weight_of<float>(problem, index);
       }
       return sum;
     });

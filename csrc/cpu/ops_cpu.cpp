@@ -145,9 +145,7 @@ void run_backward(Arguments& arguments, const Tensor& grad_loss, const Tensor& s
                                              : torch::stable::to(grad_loss, arguments.acc_dtype));
   problem.grad_loss = grad_rows.const_data_ptr();
   problem.grad_loss_stride = per_row ? 1 : 0;
-  problem.grad_scale = 1.0 / (state.scalar_type() == ScalarType::Double
-                                  ? *static_cast<const double*>(state.const_data_ptr())
-                                  : *static_cast<const float*>(state.const_data_ptr()));
+  problem.divisor = state.const_data_ptr();
   problem.state = state_planes(state);
   problem.grad = grad.mutable_data_ptr();
   problem.grad_layout = *row_layout(grad);
@@ -194,16 +192,14 @@ Tensor run_forward_backward(Arguments& arguments, const std::optional<Tensor>& n
   }
   const double divisor = check_targets(arguments, normalizer);
   Problem& problem = arguments.problem;
-  const size_t acc_bytes = arguments.acc_dtype == ScalarType::Double ? 8 : 4;
+  const bool wide = arguments.acc_dtype == ScalarType::Double;
   const std::unique_ptr<char[]> state(
-      new char[static_cast<size_t>(arguments.state_size()) * acc_bytes]);
+      new char[static_cast<size_t>(arguments.state_size()) * (wide ? 8 : 4)]);
   const RowLossBuffer row_loss(arguments);
-  const double one_f64 = 1;
-  const float one_f32 = 1;
+  const float narrow_divisor = static_cast<float>(divisor);
   problem.state = state.get();
   problem.row_loss = row_loss.data.get();
-  problem.grad_loss = acc_bytes == 8 ? static_cast<const void*>(&one_f64) : &one_f32;
-  problem.grad_scale = 1.0 / divisor;
+  problem.divisor = wide ? static_cast<const void*>(&divisor) : &narrow_divisor;
   problem.grad = grad.mutable_data_ptr();
   problem.grad_layout = *row_layout(grad);
   forward_backward(problem);

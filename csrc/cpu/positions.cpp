@@ -10,10 +10,11 @@
 // Bound     memory, in runs of kLanes * b bytes per class.
 #include <algorithm>
 
+#include "../row_access.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "row_access.h"
 #include "simd.h"
+#include "storage.h"
 
 namespace torchce::cpu {
 namespace {

@@ -12,9 +12,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "../row_access.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "row_access.h"
 #include "tile.h"
 
 namespace torchce::cpu {
@@ -24,7 +24,6 @@ namespace {
 constexpr int64_t kGrainLogits = 32768;
 // With fewer rows than this, tiles are shared out instead of rows, so that no thread idles.
 constexpr int64_t kFewRows = 64;
-constexpr int64_t kNoTarget = -1;
 
 template <class T>
 class Rows {
@@ -43,8 +42,7 @@ class Rows {
         direct_(problem.target_kind != TargetKind::probabilities && !problem.has_focal_spread() &&
                 scale_ == Acc(1) && softcap_ == Acc(0) && problem.logits.layout.class_stride == 1 &&
                 problem.grad_layout.class_stride == 1),
-        kept_(Acc(1 - problem.options.label_smoothing)),
-        smoothing_(Acc(problem.options.label_smoothing / static_cast<double>(problem.cols))) {}
+        smoothing_(problem) {}
 
   void forward() const {
     if (problem_.rows >= kFewRows || tiles_ == 1) {
@@ -98,10 +96,6 @@ class Rows {
                                                              : read_index(problem_, row);
   }
 
-  Acc weight(int64_t index) const {
-    return problem_.weight == nullptr ? Acc(1) : static_cast<const Acc*>(problem_.weight)[index];
-  }
-
   Acc logit(int64_t row, int64_t index) const {
     const RowLayout& layout = problem_.logits.layout;
     const T x = static_cast<const T*>(
@@ -127,18 +121,18 @@ class Rows {
     const bool whole = span.size % kLanes == 0;
     if (problem_.target_kind == TargetKind::probabilities) {
       load_probabilities(row, span, buffer);
-      probability_spread(buffer, span.size, kept_, smoothing_, weight);
+      probability_spread(buffer, span.size, smoothing_.kept, smoothing_.each, weight);
       pad(buffer, span.size, Acc(0));
       return {buffer, Acc(1)};
     }
-    if (whole) return {weight, smoothing_};
+    if (whole) return {weight, smoothing_.each};
     if (weight == nullptr) {
       std::fill_n(buffer, span.size, Acc(1));
     } else {
       std::copy_n(weight, span.size, buffer);
     }
     pad(buffer, span.size, Acc(0));
-    return {buffer, smoothing_};
+    return {buffer, smoothing_.each};
   }
 
   // The same as values alone.
@@ -229,16 +223,10 @@ class Rows {
   RowResult<Acc> finish(int64_t row, int64_t target, const Total& total) const {
     const RowSums<Acc> sums = total.template as<Acc>();
     const RowNorm<Acc> norm =
-        target == kNoTarget ? normalise(sums) : normalise(sums, logit(row, target));
-    const Acc target_weight = target == kNoTarget ? Acc(0) : kept_ * weight(target);
-    const Acc target_spread =
-        target == kNoTarget || !problem_.has_spread() ? Acc(0) : smoothing_ * weight(target);
-    if (problem_.has_focal_spread()) {
-      return finish_row(norm, target_weight + target_spread, Acc(0),
-                        focal_spread(row, target, norm), problem_.options);
-    }
-    return finish_row(norm, target_weight, target_spread, plain_spread(sums, norm),
-                      problem_.options);
+        normalise_row(sums, target, target == kNoTarget ? Acc(0) : logit(row, target));
+    const SpreadTerms<Acc> focal =
+        problem_.has_focal_spread() ? focal_spread(row, target, norm) : SpreadTerms<Acc>{};
+    return finish_row(problem_, smoothing_, target, sums, norm, focal);
   }
 
   void backward_tile(int64_t row, int64_t index) const {
@@ -284,7 +272,7 @@ class Rows {
       const Acc* weight = problem_.weight == nullptr
                               ? nullptr
                               : static_cast<const Acc*>(problem_.weight) + part.begin;
-      with_spread(Spread<Acc>{weight, smoothing_ * grad}, [&](auto grad_q) {
+      with_spread(Spread<Acc>{weight, smoothing_.each * grad}, [&](auto grad_q) {
         direct_gradient(source, part.size, state.max, coef, grad_q, out);
       });
     } else {
@@ -296,7 +284,7 @@ class Rows {
   const int64_t tiles_;
   const Acc scale_, softcap_, gamma_;
   const bool direct_;  // a gradient needs nothing but the logits as they are, and the weights
-  const Acc kept_, smoothing_;  // 1 - label_smoothing, and what smoothing gives to each class
+  const Smoothing<Acc> smoothing_;
 };
 
 }  // namespace

@@ -2,7 +2,7 @@
 // without branches: they vectorise on every instruction set and do not heed the flush-to-zero mode.
 #pragma once
 
-#include "../elementary.h"
+#include "../dispatch.h"
 
 namespace torchce::cpu {
 
@@ -63,6 +63,11 @@ CE_HD Float16 from_acc<Float16>(float x) {
   uint32_t out = magnitude < 0x38800000u ? subnormal : normal;
   out = magnitude >= 0x477ff000u ? infinite : out;  // rounds beyond 65504
   return {static_cast<uint16_t>(sign | out)};
+}
+
+template <class Fn>
+auto visit_storage(const Problem& problem, Fn&& fn) {
+  return visit_dtype<double, float, BFloat16, Float16>(problem.logits.dtype, fn);
 }
 
 }  // namespace torchce::cpu
