@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <iterator>
 #include <optional>
 #include <sstream>
@@ -18,6 +19,10 @@ namespace torchce {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// torchce_cuda.check_targets: whether a call on a CUDA device waits for its own look at the
+// targets.
+inline std::atomic<bool> check_targets_at_once{false};
 
 // Called only where something is wrong: a message must cost nothing when all is well.
 template <class Error = std::runtime_error, class... Parts>

@@ -12,8 +12,11 @@ struct Type {
   using type = T;
 };
 
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable  // visits a host's function on the host and a kernel's on the device
+#endif
 template <class Float64, class Float32, class BFloat16, class Float16, class Fn>
-auto visit_dtype(DType dtype, Fn&& fn) {
+CE_HD auto visit_dtype(DType dtype, Fn&& fn) {
   switch (dtype) {
     case DType::float64:
       return fn(Type<Float64>{});

@@ -6,6 +6,8 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include "checks.h"
+
 // clang-format off
 #define TORCHCE_OPTIONS                                                                  \
   "int ignore_index=-100, int reduction=1, float label_smoothing=0.0, float gamma=0.0, " \
@@ -25,8 +27,15 @@ STABLE_TORCH_LIBRARY(torchce, m) {
   m.def("cross_entropy_forward_backward_(Tensor(a!) logits, Tensor target, Tensor? weight=None, "
         "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> Tensor");
   m.def("scale_(Tensor(a!) values, Tensor factor) -> ()");
+  m.def("check_targets(bool enabled) -> ()");
 }
 // clang-format on
+
+static void check_targets(bool enabled) { torchce::check_targets_at_once = enabled; }
+
+STABLE_TORCH_LIBRARY_IMPL(torchce, CompositeExplicitAutograd, m) {
+  m.impl("check_targets", TORCH_BOX(&check_targets));
+}
 
 // Lets Python load the library with an import; the ops themselves know nothing of Python.
 static PyModuleDef module = {PyModuleDef_HEAD_INIT,

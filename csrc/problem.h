@@ -35,6 +35,8 @@ struct RowLayout {
     }
     return at + row * stride[0];
   }
+  // However few they are: a position's bits must not depend on the others'.
+  CE_HD bool positions_are_neighbours() const { return class_stride != 1 && inner_stride() == 1; }
   CE_HD int64_t inner_size() const { return size[dims - 1]; }
   CE_HD int64_t inner_stride() const { return stride[dims - 1]; }
 };

@@ -43,6 +43,18 @@ inline Tensor empty_scalar_beside(const Tensor& like, ScalarType dtype) {
   return empty_beside(like, nullptr, 0, dtype);
 }
 
+inline ScalarType acc_dtype_of(DType dtype) {
+  return dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
+}
+
+inline int64_t element_bytes(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+inline Tensor as_dtype(const Tensor& tensor, ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
@@ -119,7 +131,7 @@ inline Arguments make_arguments(const Tensor& logits, const Tensor& target,
   const TargetKind kind = check_target(logits, target);
   check_same_device(logits, target, "target");
   check_options(options, kind, ignore_index, reduction);
-  const ScalarType acc_dtype = dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType acc_dtype = acc_dtype_of(dtype);
   const bool index = kind != TargetKind::probabilities;
   Arguments out{{},
                 static_cast<Reduction>(reduction),
@@ -136,9 +148,7 @@ inline Arguments make_arguments(const Tensor& logits, const Tensor& target,
   if (weight.has_value()) {
     check_weight(*weight, problem.cols);
     check_same_device(logits, *weight, "weight");
-    out.weight = weight->scalar_type() == acc_dtype && weight->is_contiguous()
-                     ? *weight
-                     : as_contiguous(torch::stable::to(*weight, acc_dtype));
+    out.weight = as_contiguous(as_dtype(*weight, acc_dtype));
     problem.weight = out.weight->const_data_ptr();
   }
   problem.logits = strided(out.logits, dtype);
@@ -151,6 +161,64 @@ inline Arguments make_arguments(const Tensor& logits, const Tensor& target,
   problem.ignore_index = ignore_index;
   problem.options = options;
   return out;
+}
+
+inline void check_normalizer(const Arguments& arguments, const std::optional<Tensor>& normalizer) {
+  if (!normalizer.has_value()) return;
+  if (arguments.reduction != Reduction::mean) {
+    fail<std::invalid_argument>("normalizer needs reduction='mean'");
+  }
+  if (normalizer->numel() != 1 || normalizer->scalar_type() != ScalarType::Double) {
+    fail("normalizer must be one float64 value, got ", dtype_of(*normalizer), " of shape ",
+         shape_of(*normalizer));
+  }
+}
+
+inline void check_in_place(const Arguments& arguments, const Tensor& logits) {
+  if (arguments.logits.const_data_ptr() != logits.const_data_ptr()) {
+    fail("inplace: the strides of input have too many dimensions to be written in place");
+  }
+}
+
+// The planes of RowState behind the divisor.
+inline void* state_planes(const Tensor& state) {
+  const int64_t bytes = state.scalar_type() == ScalarType::Double ? 8 : 4;
+  return static_cast<char*>(state.mutable_data_ptr()) + bytes;
+}
+
+inline void prepare_gradient(Problem& problem, const Tensor& grad) {
+  problem.grad = grad.mutable_data_ptr();
+  problem.grad_layout = *row_layout(grad);
+}
+
+// Returns what the problem points to, to be kept alive.
+inline Tensor prepare_backward(Arguments& arguments, const Tensor& grad_loss, const Tensor& state,
+                               const Tensor& grad) {
+  Problem& problem = arguments.problem;
+  if (state.scalar_type() != arguments.acc_dtype || state.numel() != arguments.state_size() ||
+      !state.is_contiguous()) {
+    fail("state is not what the forward pass of these arguments returned");
+  }
+  const bool per_row = arguments.reduction == Reduction::none;
+  if (grad_loss.numel() != (per_row ? problem.rows : 1)) {
+    fail("grad_loss has shape ", shape_of(grad_loss), ", but must have the shape of the loss");
+  }
+  check_same_device(arguments.logits, state, "state");
+  check_same_device(arguments.logits, grad_loss, "grad_loss");
+  const Tensor grad_rows = as_contiguous(as_dtype(grad_loss, arguments.acc_dtype));
+  problem.grad_loss = grad_rows.const_data_ptr();
+  problem.grad_loss_stride = per_row ? 1 : 0;
+  problem.divisor = state.const_data_ptr();
+  problem.state = state_planes(state);
+  prepare_gradient(problem, grad);
+  return grad_rows;
+}
+
+inline void prepare_forward_backward(Arguments& arguments, const Tensor& grad) {
+  if (arguments.reduction == Reduction::none) {
+    fail<std::invalid_argument>("the gradient is known in the forward pass only for a scalar loss");
+  }
+  prepare_gradient(arguments.problem, grad);
 }
 
 }  // namespace torchce

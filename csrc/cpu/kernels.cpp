@@ -15,11 +15,6 @@ namespace {
 // Rows up to this many classes leave vectors idle; many rows side by side fill them.
 constexpr int64_t kShortRow = 32;
 
-// Positions are neighbours. However few: a position's bits must not depend on the others'.
-bool has_runs(const RowLayout& layout) {
-  return layout.class_stride != 1 && layout.inner_stride() == 1;
-}
-
 // Rows are added up in blocks of this many, blocks in their order: the same sum for any threads.
 constexpr int64_t kSumBlock = 4096;
 
@@ -41,10 +36,10 @@ double sum_blocks(int64_t rows, const Value& value) {
 }  // namespace
 
 Strategy choose_strategy(const Problem& problem) {
-  const bool runs = has_runs(problem.logits.layout) &&
+  const bool runs = problem.logits.layout.positions_are_neighbours() &&
                     (problem.target_kind != TargetKind::probabilities ||
-                     has_runs(problem.probabilities.layout)) &&
-                    (problem.grad == nullptr || has_runs(problem.grad_layout));
+                     problem.probabilities.layout.positions_are_neighbours()) &&
+                    (problem.grad == nullptr || problem.grad_layout.positions_are_neighbours());
   return runs || problem.cols <= kShortRow ? Strategy::positions : Strategy::rows;
 }
 

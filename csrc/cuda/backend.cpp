@@ -1,0 +1,202 @@
+#include "backend.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "runtime.h"
+
+namespace torchce::cuda {
+namespace {
+
+constexpr int64_t kLargestGrid = std::numeric_limits<int32_t>::max();
+// Columns are 32-bit in the kernels, and run a little past the end of a row.
+constexpr int64_t kMostClasses = kLargestGrid - (int64_t{1} << 20);
+
+void check_launch(cudaError_t error) {
+  if (error != cudaSuccess) fail("CUDA kernel launch: ", error_text(error));
+}
+
+// Raises what a kernel has found in the targets of an earlier call.
+void raise_target_error(const Problem* problem) {
+  volatile TargetError* record = target_error();
+  if (record->row_plus_one == 0) return;
+  const int64_t row = record->row_plus_one - 1, index = record->index;
+  record->row_plus_one = 0;
+  if (problem == nullptr) {
+    fail<std::out_of_range>("Target ", index, " is out of bounds: row ", row,
+                            " of the target of an earlier call, whose loss and gradient are NaN in "
+                            "that row; torchce_cuda.check_targets(True) raises at the call itself");
+  }
+  fail<std::out_of_range>("Target ", index, " is out of bounds: row ", row,
+                          " of target, allowed are 0 to ", problem->cols - 1, " and ignore_index ",
+                          problem->ignore_index);
+}
+
+// Beside the logits' device: guard and stream for one call.
+struct Call {
+  explicit Call(const Tensor& logits)
+      : index(logits.get_device_index()), guard(index), stream(current_stream(index)) {
+    raise_target_error(nullptr);
+  }
+
+  // With check_targets(True) a call waits for its own kernels, and raises what they found.
+  void finish(const Problem& problem) const {
+    if (check_targets_at_once && synchronise(stream)) raise_target_error(&problem);
+  }
+
+  int32_t index;
+  DeviceGuard guard;
+  cudaStream_t stream;
+};
+
+bool begin_aligned(const void* data, const RowLayout& layout, int64_t element_bytes) {
+  bool aligned = reinterpret_cast<uintptr_t>(data) % kPacketBytes == 0;
+  for (int d = 0; d < layout.dims; ++d) {
+    aligned = aligned && layout.stride[d] * element_bytes % kPacketBytes == 0;
+  }
+  return aligned;
+}
+
+LaunchPlan plan_for(const Problem& problem, Direction direction, const Call& call) {
+  const Device& device = cuda::device(call.index);
+  PlanQuery query;
+  query.direction = direction;
+  query.rows = problem.rows;
+  query.cols = problem.cols;
+  query.element_bytes = static_cast<int32_t>(element_bytes(problem.logits.dtype));
+  query.classes_are_neighbours = !problem.logits.layout.positions_are_neighbours();
+  query.aligned = begin_aligned(problem.logits.data, problem.logits.layout, query.element_bytes);
+  query.focal_spread = problem.has_focal_spread();
+  query.architecture = device.architecture;
+  query.multiprocessors = device.multiprocessors;
+  query.shared_bytes = device.shared_bytes;
+  const LaunchPlan plan = choose_plan(query);
+  if (problem.cols > kMostClasses || plan.blocks > kLargestGrid) {
+    fail("input has ", problem.rows, " rows of ", problem.cols,
+         " classes, but on a CUDA device at most ", kMostClasses, " classes in ", kLargestGrid,
+         " blocks are possible");
+  }
+  return plan;
+}
+
+std::optional<Tensor> workspace(const Arguments& arguments, int64_t bytes) {
+  if (bytes == 0) return std::nullopt;
+  return empty_beside(arguments.logits, bytes, ScalarType::Byte);
+}
+
+void* data_of(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? tensor->mutable_data_ptr() : nullptr;
+}
+
+void run_rows(const Arguments& arguments, Direction direction, const Call& call) {
+  const Problem& problem = arguments.problem;
+  if (problem.rows == 0) return;
+  Job job;
+  job.problem = problem;
+  job.plan = plan_for(problem, direction, call);
+  job.target_error = target_error();
+  const std::optional<Tensor> partials = workspace(arguments, partials_bytes(problem, job.plan));
+  job.partials = data_of(partials);
+  switch (job.plan.strategy) {
+    case Strategy::resident:
+      return check_launch(launch_resident(job, call.stream));
+    case Strategy::streaming:
+      return check_launch(launch_streaming(job, call.stream));
+    case Strategy::backward:
+      return check_launch(launch_backward(job, call.stream));
+  }
+}
+
+// The mean's divisor as far as it is known before the kernels run.
+struct Divisor {
+  Divisor(const Arguments& arguments, const std::optional<Tensor>& normalizer) {
+    if (arguments.reduction != Reduction::mean) return;
+    if (normalizer.has_value()) {
+      if (normalizer->is_cpu()) {
+        summary.divisor = *static_cast<const double*>(normalizer->const_data_ptr());
+      } else {
+        check_same_device(arguments.logits, *normalizer, "normalizer");
+        summary.normalizer = normalizer->const_data_ptr();
+      }
+    } else if (arguments.problem.target_kind == TargetKind::probabilities) {
+      summary.divisor = static_cast<double>(arguments.problem.rows);
+    } else {
+      summary.weigh_targets = true;
+    }
+  }
+
+  Summary summary;
+};
+
+void summarise(const Arguments& arguments, Summary summary, const Call& call) {
+  const bool sums_rows = summary.row_loss != nullptr || summary.weigh_targets;
+  const std::optional<Tensor> partials =
+      workspace(arguments, sums_rows ? summary_partials_bytes(arguments.problem.rows) : 0);
+  summary.partials = data_of(partials);
+  check_launch(launch_summary(arguments.problem, summary, call.stream));
+}
+
+}  // namespace
+
+Tensor Backend::empty_gradient(const Tensor& logits) { return torchce::empty_gradient(logits); }
+
+std::tuple<Tensor, Tensor> Backend::forward(Arguments& arguments,
+                                            const std::optional<Tensor>& normalizer) {
+  const Call call(arguments.logits);
+  Problem& problem = arguments.problem;
+  const Tensor state = empty_beside(arguments.logits, arguments.state_size(), arguments.acc_dtype);
+  const Tensor row_loss = arguments.empty_row_loss();
+  problem.state = state_planes(state);
+  problem.row_loss = row_loss.mutable_data_ptr();
+  run_rows(arguments, Direction::forward, call);
+
+  Summary summary = Divisor(arguments, normalizer).summary;
+  summary.divisor_out = state.mutable_data_ptr();
+  if (arguments.reduction == Reduction::none) {
+    summarise(arguments, summary, call);
+    call.finish(problem);
+    return {row_loss, state};
+  }
+  const Tensor loss = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
+  summary.row_loss = problem.row_loss;
+  summary.loss = loss.mutable_data_ptr();
+  summarise(arguments, summary, call);
+  call.finish(problem);
+  return {loss, state};
+}
+
+void Backend::backward(Arguments& arguments) {
+  const Call call(arguments.logits);
+  if (arguments.problem.cols > 0) run_rows(arguments, Direction::backward, call);
+}
+
+Tensor Backend::forward_backward(Arguments& arguments, const std::optional<Tensor>& normalizer) {
+  const Call call(arguments.logits);
+  Problem& problem = arguments.problem;
+  const Tensor divisor = empty_beside(arguments.logits, 1, arguments.acc_dtype);
+  Summary before = Divisor(arguments, normalizer).summary;
+  before.divisor_out = divisor.mutable_data_ptr();
+  summarise(arguments, before, call);
+
+  const Tensor row_loss = arguments.empty_row_loss();
+  problem.row_loss = row_loss.mutable_data_ptr();
+  problem.divisor = divisor.const_data_ptr();
+  run_rows(arguments, Direction::forward_backward, call);
+
+  const Tensor loss = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
+  Summary after;
+  after.row_loss = problem.row_loss;
+  after.known = divisor.const_data_ptr();
+  after.loss = loss.mutable_data_ptr();
+  summarise(arguments, after, call);
+  call.finish(problem);
+  return loss;
+}
+
+void Backend::scale(const Tensor& values, DType dtype, const Tensor& factor) {
+  const Call call(values);
+  check_launch(launch_scale(values.mutable_data_ptr(), dtype, values.numel(),
+                            factor.const_data_ptr(), call.stream));
+}
+
+}  // namespace torchce::cuda

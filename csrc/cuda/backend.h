@@ -1,0 +1,18 @@
+// The operators' CUDA backend (operators.h): workspace, plan, launches. Nothing here waits for the
+// device.
+#pragma once
+
+#include "../operators.h"
+
+namespace torchce::cuda {
+
+struct Backend {
+  static Tensor empty_gradient(const Tensor& logits);
+  static std::tuple<Tensor, Tensor> forward(Arguments& arguments,
+                                            const std::optional<Tensor>& normalizer);
+  static void backward(Arguments& arguments);
+  static Tensor forward_backward(Arguments& arguments, const std::optional<Tensor>& normalizer);
+  static void scale(const Tensor& values, DType dtype, const Tensor& factor);
+};
+
+}  // namespace torchce::cuda

@@ -1,0 +1,54 @@
+// Backward: the gradient of the logits from the state that forward left, element by element.
+//
+// Moves   rows * cols * b in, as much out. 8192 x 128256 bf16, 4.20 GB: 0.98 ms at 4.3 TB/s.
+// Bound   device memory.
+// Why     all sums are in the state, so threads need nothing of each other: any of them takes any
+//         packet, with the next 7 of its own under way. The gradient may be the logits' memory,
+//         since a packet is read and written by the same thread.
+#include "device.cuh"
+#include "row.cuh"
+
+namespace torchce::cuda {
+namespace {
+
+template <class T, Terms terms>
+__global__ void __launch_bounds__(256, kBlocks<T, 3>)
+    backward_kernel(const __grid_constant__ Work<acc_t<T>> work) {
+  using Acc = acc_t<T>;
+  const int size = work.lanes;
+  const int64_t team = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / size;
+  const int rank = threadIdx.x % size;
+  const int64_t index = team / work.segments;
+  if (index >= work.problem.rows) return;
+  const int begin = static_cast<int>(team % work.segments) * work.segment_packets;
+  const int next = begin + work.segment_packets;
+  const Row<T, terms> row(work, index);
+  const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, row.logits);
+  const int packets = row.logits.packets(), end = next < packets ? next : packets;
+  const RowGradient<Acc> gradient(read_state<Acc>(work.problem, index),
+                                  row_grad<Acc>(work.problem, index) * work.scale);
+  if (row.target.ignored) {
+    for (int packet = begin + rank; packet < end; packet += size) grad.store_zeros(packet);
+    return;
+  }
+  PacketQueue<T> queue(row.logits, dynamic_shared() + work.row_at, begin + rank, end, size);
+  for (int packet = begin + rank; packet < end; packet += size) {
+    Acc out[kPacket<T>];
+    row.gradient(queue.next(), packet, gradient, out);
+    grad.store(packet, out);
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_backward(const Job& job, cudaStream_t stream) {
+  return visit_storage(job.problem.logits.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return visit_terms(job.problem, [&](auto terms) {
+      return launch(backward_kernel<T, decltype(terms)::value>, grid_of(job.plan), stream,
+                    Work<acc_t<T>>(job));
+    });
+  });
+}
+
+}  // namespace torchce::cuda

@@ -1,0 +1,122 @@
+// What a kernel needs of the device beyond the language: launches, dynamic shared memory, copies
+// that run by themselves, clusters.
+//
+// The host tests (tests/cuda_on_host) define the guard below first and put fibres on the CPU behind
+// the same names; no other file knows of them.
+#ifndef TORCHCE_CUDA_DEVICE_CUH
+#define TORCHCE_CUDA_DEVICE_CUH
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace torchce::cuda {
+
+struct Grid {
+  unsigned blocks = 1, threads = 1, cluster = 1;
+  size_t shared_bytes = 0;
+};
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), Grid grid, cudaStream_t stream, A&&... arguments) {
+  constexpr size_t kWithoutAsking = 48 << 10;
+  if (grid.shared_bytes > kWithoutAsking) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid.blocks);
+  config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = grid.cluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+}
+
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  return shared_bytes;
+}
+
+// Copies 16 bytes to shared memory without passing through a register, so that many are under way.
+// Committed copies form groups; `copy_wait<kept>` waits for all but the newest `kept` groups of
+// this thread, and lets this thread alone read them.
+__device__ __forceinline__ void copy_async(uint4* shared, const uint4* global) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+#else
+  *shared = *global;
+#endif
+}
+
+__device__ __forceinline__ void copy_commit() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int kept>
+__device__ __forceinline__ void copy_wait() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kept) : "memory");
+#endif
+}
+
+// Clusters: sm_90 and later. `choose_plan` makes none on an earlier device.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+__device__ __forceinline__ unsigned cluster_size() {
+  unsigned size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
+// Every thread of every block arrives and waits; what was written before an arrival is seen after
+// the wait.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// The same place in the shared memory of another block of the cluster.
+template <class T>
+__device__ __forceinline__ T* cluster_shared(T* here, unsigned rank) {
+  uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(reinterpret_cast<uint64_t>(here)), "r"(rank));
+  return reinterpret_cast<T*>(there);
+}
+
+#else
+
+__device__ __forceinline__ unsigned cluster_rank() { return 0; }
+__device__ __forceinline__ unsigned cluster_size() { return 1; }
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() {}
+template <class T>
+__device__ __forceinline__ T* cluster_shared(T* here, unsigned) {
+  return here;
+}
+
+#endif
+
+}  // namespace torchce::cuda
+
+#endif

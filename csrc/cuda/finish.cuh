@@ -1,0 +1,101 @@
+// From a row's sums to its loss, state and gradient: what resident and streaming kernels share.
+#pragma once
+
+#include "row.cuh"
+#include "team.cuh"
+
+namespace torchce::cuda {
+
+template <class Acc>
+struct MergeSums {
+  __device__ __forceinline__ RowSums<Acc> operator()(const RowSums<Acc>& a,
+                                                     const RowSums<Acc>& b) const {
+    return merge(a, b);
+  }
+};
+
+template <class Acc>
+struct AddTerms {
+  __device__ __forceinline__ SpreadTerms<Acc> operator()(const SpreadTerms<Acc>& a,
+                                                         const SpreadTerms<Acc>& b) const {
+    return {a.loss + b.loss, a.slope + b.slope};
+  }
+};
+
+template <class Acc>
+__device__ void report(const Work<Acc>& work, const RowTarget& target, int64_t row) {
+  if (target.valid) return;
+  // one 16-byte store, so that row and index belong together whoever else writes
+  const longlong2 error = {row + 1, read_index(work.problem, row)};
+  *reinterpret_cast<longlong2*>(work.target_error) = error;
+  __threadfence_system();
+}
+
+template <class Acc>
+__device__ void write_result(const Work<Acc>& work, int64_t row, const RowTarget& target,
+                             const RowResult<Acc>& result) {
+  report(work, target, row);
+  if (work.problem.state != nullptr) return write_row(work.problem, row, result);
+  static_cast<Acc*>(work.problem.row_loss)[row] = result.loss;
+}
+
+// An ignored row: nothing is read, loss, state and gradient are exactly 0.
+template <bool gradient, class T, class Team>
+__device__ void write_ignored(const Work<acc_t<T>>& work, int64_t index, const RowTarget& target,
+                              const RowView<T>& logits, const Team& team) {
+  if (team.speaks()) write_result<acc_t<T>>(work, index, target, {});
+  if constexpr (gradient) {
+    const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, logits);
+    for (int packet = team.rank(); packet < logits.packets(); packet += team.size()) {
+      grad.store_zeros(packet);
+    }
+  }
+}
+
+// From a row's sums to its result and gradient. `look(body)` calls body(bits, packet) for every
+// packet of this thread once more.
+template <bool gradient, class T, Terms terms, class Team, class Look>
+__device__ __forceinline__ void finish(const Work<acc_t<T>>& work, int64_t index,
+                                       const Row<T, terms>& row, Team& team,
+                                       const RowSums<acc_t<T>>& sums, acc_t<T> target_logit,
+                                       const Look& look) {
+  using Acc = acc_t<T>;
+  RowNorm<Acc> norm;
+  if (team.leads()) norm = row.normalise(sums, target_logit);
+  SpreadTerms<Acc> focal;
+  if constexpr (terms == Terms::focal_spread) {
+    norm = team.from_leader(norm);
+    look([&](uint4 bits, int packet) { row.add_focal(focal, bits, packet, norm); });
+    focal = team.reduce(focal, AddTerms<Acc>{});
+  }
+  team.done_reducing();
+  RowState<Acc> state;
+  if (team.leads()) {
+    const RowResult<Acc> result = row.finish(sums, norm, focal);
+    if (team.speaks()) write_result(work, index, row.target, result);
+    state = result.state;
+  }
+  if constexpr (gradient) {
+    const RowGradient<Acc> row_gradient(team.from_leader(state),
+                                        row_grad<Acc>(work.problem, index) * work.scale);
+    const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, row.logits);
+    look([&](uint4 bits, int packet) {
+      Acc out[kPacket<T>];
+      row.gradient(bits, packet, row_gradient, out);
+      grad.store(packet, out);
+    });
+  }
+  team.leave();
+}
+
+// Calls launch(type, terms, gradient) with what a job asks for as types.
+template <class Launch>
+cudaError_t visit_job(const Job& job, const Launch& launch) {
+  return visit_storage(job.problem.logits.dtype, [&](auto type) {
+    return visit_bool(job.problem.grad != nullptr, [&](auto gradient) {
+      return visit_terms(job.problem, [&](auto terms) { return launch(type, terms, gradient); });
+    });
+  });
+}
+
+}  // namespace torchce::cuda

@@ -1,0 +1,53 @@
+// The CUDA kernels, seen from the ops: pointers, a plan, a stream. Each function returns the
+// launch's error, and none waits for the device.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "plan.h"
+
+namespace torchce::cuda {
+
+// A class index that is neither in range nor ignored, in memory that host and device share. A
+// kernel that meets one writes it here, makes its row NaN and goes on.
+struct alignas(16) TargetError {
+  int64_t row_plus_one = 0;  // 0: none
+  int64_t index = 0;
+};
+
+struct Job {
+  Problem problem;
+  LaunchPlan plan;
+  void* partials = nullptr;             // split plans: RowSums<Acc> [rows, segments]
+  TargetError* target_error = nullptr;  // forward directions
+};
+
+int64_t partials_bytes(const Problem& problem, const LaunchPlan& plan);
+
+// logits -> state (which may be null) and row_loss; and where there is a problem.grad also the
+// gradient, which may be the logits' memory
+cudaError_t launch_resident(const Job& job, cudaStream_t stream);
+cudaError_t launch_streaming(const Job& job, cudaStream_t stream);
+// logits, state, grad_loss -> grad
+cudaError_t launch_backward(const Job& job, cudaStream_t stream);
+
+// What follows the rows: sums over them in a fixed order. Null pointers are left out.
+struct Summary {
+  const void* row_loss = nullptr;    // [rows] Acc
+  bool weigh_targets = false;        // the divisor is the sum of the weights of the rows that count
+  const void* normalizer = nullptr;  // the divisor, one double on the device
+  const void* known = nullptr;       // the divisor, one Acc that an earlier launch wrote
+  double divisor = 1;                // the divisor, where it is none of these
+  void* loss = nullptr;              // one Acc: sum of row_loss / divisor
+  void* divisor_out = nullptr;       // one Acc
+  void* partials = nullptr;          // summary_partials_bytes(rows)
+};
+
+int64_t summary_partials_bytes(int64_t rows);
+cudaError_t launch_summary(const Problem& problem, const Summary& summary, cudaStream_t stream);
+
+// values *= factor (one Acc on the device); nothing is touched for factor 1
+cudaError_t launch_scale(void* values, DType dtype, int64_t count, const void* factor,
+                         cudaStream_t stream);
+
+}  // namespace torchce::cuda

@@ -1,0 +1,6 @@
+// The operators on CUDA tensors.
+#include "backend.h"
+
+STABLE_TORCH_LIBRARY_IMPL(torchce, CUDA, m) {
+  torchce::Operators<torchce::cuda::Backend>::add_to(m);
+}

@@ -1,0 +1,129 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <sstream>
+
+namespace torchce::cuda {
+namespace {
+
+// None of these numbers has been measured on a GPU yet; each says what it is meant to achieve.
+
+// Threads of a block whose teams are smaller than it: 8 blocks fill a multiprocessor.
+constexpr int kTeamBlock = 256;
+// The smallest team: of a row of 10 float32 classes it wastes 6 exponentials, a warp would 118.
+constexpr int kFewLanes = 4;
+constexpr int kWarp = 32;
+// Up to here a team's threads hold 8 packets each, 128 bytes under way.
+constexpr int kTeamSlots = 8;
+// A block keeps at most 64 KiB of a row if a cluster can take the rest: then three blocks share a
+// multiprocessor, and one loads while another stores.
+constexpr int64_t kBlockPackets = 4096;
+constexpr int kSmallestBlock = 128, kLargestBlock = 512;
+constexpr int kLargestCluster = 8;  // what every device with clusters can schedule
+constexpr int kStreamingBlock = 256;
+// Sums are merged every 64 KiB of a row, or every 2 KiB where one thread has the row to itself.
+constexpr int64_t kSegmentPackets = 4096, kThreadSegmentPackets = 128;
+// A block of the backward pass: 32 KiB read and 32 KiB written.
+constexpr int64_t kBackwardPackets = 2048;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Packets that a row covers, at its worst alignment.
+int64_t row_packets(const PlanQuery& query) {
+  const int64_t per_packet = kPacketBytes / query.element_bytes;
+  const int64_t shift = query.aligned || !query.classes_are_neighbours ? 0 : per_packet - 1;
+  return std::max<int64_t>(1, divide_up(query.cols + shift, per_packet));
+}
+
+void share_block(LaunchPlan& plan, const PlanQuery& query, int lanes) {
+  plan.lanes = lanes;
+  plan.threads = kTeamBlock;
+  plan.blocks = divide_up(query.rows * plan.segments, kTeamBlock / lanes);
+}
+
+LaunchPlan backward_plan(const PlanQuery& query, int64_t packets) {
+  LaunchPlan plan;
+  plan.strategy = Strategy::backward;
+  plan.slots = kQueueSlots;
+  if (!query.classes_are_neighbours) {
+    plan.segment_packets = kThreadSegmentPackets;
+    plan.segments = divide_up(packets, plan.segment_packets);
+    share_block(plan, query, 1);
+    return plan;
+  }
+  plan.segment_packets = std::min(packets, kBackwardPackets);
+  plan.segments = divide_up(packets, plan.segment_packets);
+  share_block(plan, query,
+              packets <= kFewLanes * kTeamSlots ? kFewLanes
+              : packets <= kWarp * kTeamSlots   ? kWarp
+                                                : kTeamBlock);
+  return plan;
+}
+
+LaunchPlan streaming_plan(const PlanQuery& query, int64_t packets) {
+  LaunchPlan plan;
+  plan.strategy = Strategy::streaming;
+  plan.slots = kQueueSlots;
+  const bool by_thread = !query.classes_are_neighbours;
+  plan.segment_packets = by_thread ? kThreadSegmentPackets : kSegmentPackets;
+  plan.segments = divide_up(packets, plan.segment_packets);
+  // The row's sums are the same to the bit either way, so this may look at the number of rows.
+  const int64_t teams = by_thread ? divide_up(query.rows, kStreamingBlock) : query.rows;
+  plan.split = plan.segments > 1 && query.direction == Direction::forward && !query.focal_spread &&
+               teams < 2 * query.multiprocessors;
+  plan.lanes = by_thread ? 1 : kStreamingBlock;
+  plan.threads = kStreamingBlock;
+  plan.blocks =
+      divide_up(query.rows * (plan.split ? plan.segments : 1), kStreamingBlock / plan.lanes);
+  return plan;
+}
+
+LaunchPlan resident_plan(const PlanQuery& query, int64_t packets) {
+  LaunchPlan plan;
+  plan.strategy = Strategy::resident;
+  plan.segment_packets = packets;
+  if (packets <= kWarp * kTeamSlots) {
+    share_block(plan, query, packets <= kFewLanes * kTeamSlots ? kFewLanes : kWarp);
+    plan.slots = static_cast<int32_t>(divide_up(packets, plan.lanes));
+    return plan;
+  }
+  const int largest = query.architecture >= 90 ? kLargestCluster : 1;
+  while (plan.cluster < largest && plan.cluster * kBlockPackets < packets) plan.cluster *= 2;
+  const int64_t part = divide_up(packets, plan.cluster);
+  plan.threads = kSmallestBlock;
+  while (plan.threads < kLargestBlock && plan.threads * kTeamSlots < part) plan.threads *= 2;
+  plan.lanes = plan.threads;
+  plan.slots = static_cast<int32_t>(divide_up(part, plan.threads));
+  plan.blocks = query.rows * plan.cluster;
+  return plan;
+}
+
+bool fits(const LaunchPlan& plan, const PlanQuery& query) {
+  return kExchangeBytes + int64_t{plan.slots} * plan.threads * kPacketBytes <= query.shared_bytes;
+}
+
+}  // namespace
+
+LaunchPlan choose_plan(const PlanQuery& query) {
+  const int64_t packets = row_packets(query);
+  if (query.direction == Direction::backward) return backward_plan(query, packets);
+  // A plain forward pass looks at a long row once: keeping it would gain nothing.
+  const bool second_look = query.direction == Direction::forward_backward || query.focal_spread;
+  if (query.classes_are_neighbours && (second_look || packets <= kWarp * kTeamSlots)) {
+    const LaunchPlan plan = resident_plan(query, packets);
+    if (fits(plan, query)) return plan;
+  }
+  return streaming_plan(query, packets);
+}
+
+std::string to_string(const LaunchPlan& plan) {
+  const char* const names[] = {"resident", "streaming", "backward"};
+  std::ostringstream text;
+  text << names[static_cast<int>(plan.strategy)] << " lanes=" << plan.lanes
+       << " threads=" << plan.threads << " cluster=" << plan.cluster << " slots=" << plan.slots
+       << " segments=" << plan.segments << "x" << plan.segment_packets
+       << (plan.split ? " split" : "") << " blocks=" << plan.blocks;
+  return text.str();
+}
+
+}  // namespace torchce::cuda

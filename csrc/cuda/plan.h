@@ -1,0 +1,51 @@
+// Which kernel computes a problem, and with how many threads: a pure function of shape and device,
+// tested without a GPU.
+#pragma once
+
+#include <string>
+
+#include "../problem.h"
+
+namespace torchce::cuda {
+
+enum class Direction : int32_t { forward, backward, forward_backward };
+
+// resident   a team of threads keeps the whole row in shared memory: one read, whatever follows
+// streaming  a team walks along the row; a second look at it is a second read (L2 where it fits)
+// backward   needs no sums, so no team: threads walk along the gradient
+enum class Strategy : int32_t { resident, streaming, backward };
+
+struct PlanQuery {
+  Direction direction = Direction::forward;
+  int64_t rows = 0, cols = 0;
+  int32_t element_bytes = 4;
+  bool classes_are_neighbours =
+      true;                   // class stride 1; else neighbouring threads take neighbouring rows
+  bool aligned = true;        // every row begins on a 16-byte boundary
+  bool focal_spread = false;  // a second look at the row before its loss is known
+  int32_t architecture = 90;  // compute capability: major * 10 + minor
+  int32_t multiprocessors = 132;
+  int64_t shared_bytes = 232448;  // that a block may ask for
+};
+
+struct LaunchPlan {
+  Strategy strategy = Strategy::streaming;
+  int32_t lanes = 1;            // neighbouring threads that share a row: 1, 4, 32, or all `threads`
+  int32_t threads = 256;        // of a block
+  int32_t cluster = 1;          // blocks that share a row (sm_90 and later)
+  int32_t slots = 0;            // packets of a row that a thread has in shared memory
+  int64_t segment_packets = 0;  // sums are merged segment by segment, whoever computes them
+  int64_t segments = 1;         // of a row
+  bool split = false;           // a block per segment, and a launch that merges: rows are few
+  int64_t blocks = 0;
+};
+
+LaunchPlan choose_plan(const PlanQuery& query);
+std::string to_string(const LaunchPlan& plan);
+
+constexpr int kPacketBytes = 16;
+constexpr int kQueueSlots = 8;  // of a thread that walks: 7 packets under way; not yet measured
+// Shared memory of a block's reductions, in front of its packets.
+constexpr int kExchangeBytes = 4352;
+
+}  // namespace torchce::cuda

@@ -1,0 +1,311 @@
+// One row of a problem on the device: what its packets add to the sums, and what they become in the
+// gradient. Everything here belongs to one thread; a team brings its threads' sums together.
+#pragma once
+
+#include "../row_access.h"
+#include "launch.h"
+#include "row_view.cuh"
+
+namespace torchce::cuda {
+
+// What a loop over logits has to do; all other options are scalars per row by then.
+//   plain         class index: exponentials alone
+//   spread        smoothing or probabilities: every class has a weight q
+//   focal_spread  and a factor that depends on its p: a second look once the normaliser is known
+enum class Terms { plain, spread, focal_spread };
+
+template <class Fn>
+auto visit_terms(const Problem& problem, const Fn& fn) {
+  using std::integral_constant;
+  if (problem.has_focal_spread()) return fn(integral_constant<Terms, Terms::focal_spread>{});
+  return problem.has_spread() ? fn(integral_constant<Terms, Terms::spread>{})
+                              : fn(integral_constant<Terms, Terms::plain>{});
+}
+
+inline Grid grid_of(const LaunchPlan& plan) {
+  const size_t exchange = plan.lanes > 32 ? kExchangeBytes : 0;
+  return {static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.threads),
+          static_cast<unsigned>(plan.cluster),
+          exchange + static_cast<size_t>(plan.slots) * kPacketBytes * plan.threads};
+}
+
+// The kernels' one argument.
+template <class Acc>
+struct Work {
+  explicit Work(const Job& job)
+      : problem(job.problem),
+        smoothing(job.problem),
+        scale(Acc(job.problem.options.logit_scale)),
+        softcap(Acc(job.problem.options.logit_softcap)),
+        gamma(Acc(job.problem.options.gamma)),
+        segment_packets(static_cast<int32_t>(job.plan.segment_packets)),
+        segments(static_cast<int32_t>(job.plan.segments)),
+        lanes(job.plan.lanes),
+        row_at(job.plan.lanes > 32 ? kExchangeBytes : 0),
+        split(job.plan.split),
+        partials(static_cast<RowSums<Acc>*>(job.partials)),
+        target_error(job.target_error) {}
+
+  Problem problem;
+  Smoothing<Acc> smoothing;
+  Acc scale, softcap, gamma;
+  int32_t segment_packets, segments, lanes;
+  int32_t row_at;  // where packets begin in dynamic shared memory
+  bool split;
+  RowSums<Acc>* partials;
+  TargetError* target_error;
+};
+
+// The target of a row. `column` is kNoTarget for a distribution, and for an index that is out of
+// range: no memory is ever addressed with it.
+struct RowTarget {
+  int32_t column;
+  bool ignored, valid;
+
+  __device__ __forceinline__ RowTarget(const Problem& problem, int64_t row)
+      : column(static_cast<int32_t>(kNoTarget)), ignored(false), valid(true) {
+    if (problem.target_kind == TargetKind::probabilities) return;
+    const int64_t index = read_index(problem, row);
+    ignored = index == problem.ignore_index;
+    valid = ignored || (index >= 0 && index < problem.cols);
+    if (!ignored && valid) column = static_cast<int32_t>(index);
+  }
+};
+
+// RowState with the upstream gradient folded in.
+template <class Acc>
+struct RowGradient {
+  Acc max, coef, target_grad, log_sum, upstream;
+
+  __device__ __forceinline__ RowGradient(const RowState<Acc>& state, Acc upstream)
+      : max(state.max),
+        coef(upstream * state.coef),
+        target_grad(upstream * state.target_grad),
+        log_sum(state.log_sum),
+        upstream(upstream) {}
+};
+
+// q of a row's classes: what smoothing or given probabilities, times class weights, put there.
+template <class T>
+struct Spread {
+  using Acc = acc_t<T>;
+  using Values = Acc[kPacket<T>];
+
+  const Work<Acc>& work;
+  const RowView<T>& logits;
+  int64_t offset = 0;                                           // of the row's probabilities
+  bool weights_aligned = false, probabilities_aligned = false;  // where packets begin
+
+  __device__ __forceinline__ Spread(const Work<Acc>& work, int64_t row, const RowView<T>& logits)
+      : work(work), logits(logits) {
+    const Problem& problem = work.problem;
+    weights_aligned = is_aligned(static_cast<const Acc*>(problem.weight), -logits.shift);
+    if (!has_probabilities()) return;
+    const RowLayout& layout = problem.probabilities.layout;
+    offset = layout.offset(row);
+    visit_storage(problem.probabilities.dtype, [&](auto type) {
+      using S = typename decltype(type)::type;
+      probabilities_aligned =
+          layout.class_stride == 1 &&
+          is_aligned(static_cast<const S*>(problem.probabilities.data), offset - logits.shift);
+    });
+  }
+
+  // 0 outside the row.
+  __device__ __forceinline__ void load(int column, Values& q) const {
+    const Problem& problem = work.problem;
+    Values weight;
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) {
+      q[i] = Acc(0);
+      weight[i] = logits.holds(column + i) ? Acc(1) : Acc(0);
+    }
+    if (has_probabilities()) {
+      visit_storage(problem.probabilities.dtype, [&](auto type) {
+        using S = typename decltype(type)::type;
+        load_part(static_cast<const S*>(problem.probabilities.data) + offset,
+                  problem.probabilities.layout.class_stride, probabilities_aligned, column, q);
+      });
+    }
+    if (problem.weight != nullptr) {
+      load_part(static_cast<const Acc*>(problem.weight), 1, weights_aligned, column, weight);
+    }
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) {
+      q[i] = (q[i] * work.smoothing.kept + work.smoothing.each) * weight[i];
+    }
+  }
+
+  // What a packet adds to the weight and the gap of the spread.
+  __device__ __forceinline__ void add(RowSums<Acc>& sums, const Values& z, int column,
+                                      Acc reference) const {
+    if (!has_probabilities() && work.problem.weight == nullptr && logits.holds_whole(column)) {
+      Acc gap = 0;
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) gap += reference - z[i];
+      sums.spread_gap += work.smoothing.each * gap;
+      sums.spread_weight += work.smoothing.each * Acc(kPacket<T>);
+      return;
+    }
+    Values q;
+    load(column, q);
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) {
+      sums.spread_weight += q[i];
+      sums.spread_gap += spread_term(q[i], reference - z[i]);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ bool has_probabilities() const {
+    return work.problem.target_kind == TargetKind::probabilities;
+  }
+
+  template <class S>
+  __device__ __forceinline__ static bool is_aligned(const S* base, int64_t index) {
+    return (reinterpret_cast<uintptr_t>(base) + index * sizeof(S)) % kPacketBytes == 0;
+  }
+
+  template <class S>
+  __device__ __forceinline__ void load_part(const S* source, int64_t stride, bool aligned,
+                                            int column, Values& out) const {
+    if (stride == 1 && logits.holds_whole(column)) {
+      return load_values(source + column, aligned, out);
+    }
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) {
+      if (logits.holds(column + i)) {
+        out[i] = static_cast<Acc>(to_acc(source[(column + i) * stride]));
+      }
+    }
+  }
+};
+
+template <class T, Terms terms>
+struct Row {
+  using Acc = acc_t<T>;
+  using Values = Acc[kPacket<T>];
+
+  const Work<Acc>& work;
+  const RowView<T> logits;
+  const RowTarget target;
+  const Spread<T> spread;
+
+  __device__ __forceinline__ Row(const Work<Acc>& work, int64_t row)
+      : work(work),
+        logits(work.problem.logits.data, work.problem.logits.layout, row, work.problem.cols),
+        target(work.problem, row),
+        spread(work, row, logits) {}
+
+  // The target's own logit; 0 where there is none.
+  __device__ __forceinline__ Acc target_logit() const {
+    return target.column < 0 ? Acc(0)
+                             : transform_logit(logits.at(target.column), work.scale, work.softcap);
+  }
+
+  // Adds a packet to the sums of all classes but the target.
+  __device__ __forceinline__ void add(RowSums<Acc>& sums, uint4 bits, int packet) const {
+    const int column = logits.column(packet);
+    Values z;
+    transform(bits, column, z);
+    Acc max = sums.max;
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) max = fmax(max, z[i]);  // a NaN shows in the sum
+    const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
+    if constexpr (terms == Terms::spread) {
+      sums.spread_gap = rebase_gap(sums, reference);
+      spread.add(sums, z, column, reference);
+    }
+    replace_target(z, column, -Acc(INFINITY));
+    Acc sum = 0;
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) sum += exp_nonpos(z[i] - reference);
+    sums.sum = sums.sum * exp_nonpos(sums.max - reference) + sum;
+    sums.max = max;
+  }
+
+  // The second look that a focal spread needs.
+  __device__ __forceinline__ void add_focal(SpreadTerms<Acc>& sums, uint4 bits, int packet,
+                                            const RowNorm<Acc>& norm) const {
+    const int column = logits.column(packet);
+    Values z, q;
+    transform(bits, column, z);
+    spread.load(column, q);
+    replace_target(q, column, Acc(0));
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) {
+      const Acc r = norm.log_sum + (norm.max - z[i]);
+      const FocalTerms<Acc> focal = focal_terms(exp_nonpos(-r), r, work.gamma);
+      sums.loss += spread_term(q[i], focal.loss);
+      sums.slope += q[i] * focal.slope;
+    }
+  }
+
+  // The gradient of a packet's logits.
+  __device__ __forceinline__ void gradient(uint4 bits, int packet, const RowGradient<Acc>& row,
+                                           Values& out) const {
+    const int column = logits.column(packet);
+    Values z;
+    transform(bits, column, z);
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) out[i] = row.coef * exp_nonpos(z[i] - row.max);
+    if constexpr (terms != Terms::plain) {
+      Values q;
+      spread.load(column, q);
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) {
+        if constexpr (terms == Terms::focal_spread) {
+          const Acc r = row.log_sum + (row.max - z[i]);
+          q[i] *= focal_terms(exp_nonpos(-r), r, work.gamma).slope;
+        }
+        out[i] -= row.upstream * q[i];
+      }
+    }
+    replace_target(out, column, row.target_grad);
+    if (work.softcap > Acc(0)) {
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) out[i] *= transform_slope(z[i], work.softcap);
+    }
+  }
+
+  __device__ __forceinline__ RowNorm<Acc> normalise(const RowSums<Acc>& sums,
+                                                    Acc target_logit) const {
+    return normalise_row(sums, int64_t{target.column}, target_logit);
+  }
+
+  __device__ __forceinline__ RowResult<Acc> finish(const RowSums<Acc>& sums,
+                                                   const RowNorm<Acc>& norm,
+                                                   const SpreadTerms<Acc>& focal) const {
+    if (!target.valid) {
+      const Acc nan = Acc(NAN);
+      return {nan, {nan, nan, nan, nan}};
+    }
+    return finish_row(work.problem, work.smoothing, int64_t{target.column}, sums, norm, focal);
+  }
+
+ private:
+  // -inf outside the row: nothing to a maximum and to a sum of exponentials.
+  __device__ __forceinline__ void transform(uint4 bits, int column, Values& z) const {
+    unpack<T>(bits, z);
+    if (work.softcap > Acc(0)) {
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) z[i] = transform_logit(z[i], work.scale, work.softcap);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) z[i] *= work.scale;
+    }
+    if (logits.holds_whole(column)) return;
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) z[i] = logits.holds(column + i) ? z[i] : -Acc(INFINITY);
+  }
+
+  // Where the row has no target, what may be replaced lies outside the row.
+  __device__ __forceinline__ void replace_target(Values& values, int column, Acc with) const {
+    const int at = target.column - column;
+    if (at < 0 || at >= kPacket<T>) return;
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) values[i] = i == at ? with : values[i];
+  }
+};
+
+}  // namespace torchce::cuda

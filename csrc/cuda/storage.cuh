@@ -1,0 +1,120 @@
+// Storage types and packets: 16 bytes of a row, moved by one instruction.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "../dispatch.h"
+#include "plan.h"
+
+namespace torchce::cuda {
+
+template <class T>
+using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class T>
+constexpr int kPacket = kPacketBytes / static_cast<int>(sizeof(T));
+
+// Blocks of a multiprocessor that a kernel's registers must allow: float64 serves gradcheck, where
+// nothing is gained by more than one.
+template <class T, int kWanted>
+constexpr int kBlocks = sizeof(T) == 8 ? 1 : kWanted;
+
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+template <class Fn>
+CE_HD auto visit_storage(DType dtype, Fn&& fn) {
+  return visit_dtype<double, float, __nv_bfloat16, __half>(dtype, fn);
+}
+
+__device__ __forceinline__ double to_acc(double x) { return x; }
+__device__ __forceinline__ float to_acc(float x) { return x; }
+__device__ __forceinline__ float to_acc(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_acc(__half x) { return __half2float(x); }
+
+template <class T>
+__device__ __forceinline__ T from_acc(acc_t<T> x) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(x);
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(x);
+  } else {
+    return x;
+  }
+}
+
+// Two neighbours of a 16-bit type share a 32-bit register.
+template <class T>
+__device__ __forceinline__ float2 unpack_pair(uint32_t bits) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __half22float2(bit_cast<__half2>(bits));
+  } else {
+    return {bit_cast<float>(bits << 16), bit_cast<float>(bits & 0xffff0000u)};
+  }
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return bit_cast<uint32_t>(__floats2half2_rn(low, high));
+  } else {
+    return bit_cast<uint32_t>(__floats2bfloat162_rn(low, high));
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void unpack(uint4 bits, acc_t<T> (&values)[kPacket<T>]) {
+  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int i = 0; i < kPacket<T>; ++i) {
+    if constexpr (sizeof(T) == 8) {
+      values[i] = bit_cast<double>(uint64_t{words[2 * i + 1]} << 32 | words[2 * i]);
+    } else if constexpr (sizeof(T) == 4) {
+      values[i] = bit_cast<float>(words[i]);
+    } else if (i % 2 == 0) {
+      const float2 pair = unpack_pair<T>(words[i / 2]);
+      values[i] = pair.x;
+      values[i + 1] = pair.y;
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ uint4 pack(const acc_t<T> (&values)[kPacket<T>]) {
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 8) {
+      words[i] = static_cast<uint32_t>(bit_cast<uint64_t>(values[i / 2]) >> (i % 2 * 32));
+    } else if constexpr (sizeof(T) == 4) {
+      words[i] = bit_cast<uint32_t>(values[i]);
+    } else {
+      words[i] = pack_pair<T>(values[2 * i], values[2 * i + 1]);
+    }
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// kCount neighbouring values, with 16-byte loads where `aligned` says that they lie on such a
+// boundary.
+template <class S, class Acc, int kCount>
+__device__ __forceinline__ void load_values(const S* source, bool aligned, Acc (&out)[kCount]) {
+  if constexpr (kCount % kPacket<S> == 0) {
+    if (aligned) {
+#pragma unroll
+      for (int begin = 0; begin < kCount; begin += kPacket<S>) {
+        acc_t<S> values[kPacket<S>];
+        unpack<S>(*reinterpret_cast<const uint4*>(source + begin), values);
+#pragma unroll
+        for (int i = 0; i < kPacket<S>; ++i) out[begin + i] = static_cast<Acc>(values[i]);
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) out[i] = static_cast<Acc>(to_acc(source[i]));
+}
+
+}  // namespace torchce::cuda

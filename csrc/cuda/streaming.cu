@@ -1,0 +1,104 @@
+// Forward, with or without the gradient, of rows that a block walks along; or one thread a row,
+// where positions are neighbours and the 32 of a warp fill a transaction.
+//
+// Moves   rows * cols * b in. With the gradient as much in once more, from L2 where the rows at
+// work
+//         fit it, and as much out. Loss and state: O(rows).
+// Bound   device memory. Forward, 8192 x 128256 bf16, 2.10 GB: 0.49 ms at 4.3 TB/s.
+// Why     a row may have any length, and 7 packets a thread are under way. Where rows are few,
+// blocks
+//         take segments, and a second launch merges them in the same order: the same bits.
+//         One exponential a logit and look, and one a packet to rescale: for 2 bytes in about two
+//         thirds of what the special-function units of an H200 give at 4.3 TB/s.
+#include "finish.cuh"
+
+namespace torchce::cuda {
+namespace {
+
+template <class T, class Team, Terms terms, bool gradient>
+__global__ void __launch_bounds__(256, kBlocks<T, 3>)
+    streaming_kernel(const __grid_constant__ Work<acc_t<T>> work) {
+  using Acc = acc_t<T>;
+  Team team(dynamic_shared());
+  const int64_t index = work.split ? team.index() / work.segments : team.index();
+  if (index >= work.problem.rows) return;
+  const Row<T, terms> row(work, index);
+  const int first = work.split ? static_cast<int>(team.index() % work.segments) : 0;
+  if (row.target.ignored) {
+    if (first != 0) return;
+    return write_ignored<gradient>(work, index, row.target, row.logits, team);
+  }
+  const int packets = row.logits.packets(), rank = team.rank(), size = team.size();
+  unsigned char* const slots = dynamic_shared() + work.row_at;
+  const Acc target_logit = row.target_logit();
+  const int last = work.split ? first + 1 : work.segments;
+  const int stop = last * work.segment_packets < packets ? last * work.segment_packets : packets;
+  PacketQueue<T> queue(row.logits, slots, first * work.segment_packets + rank, stop, size);
+  RowSums<Acc> sums;
+  for (int segment = first; segment < last; ++segment) {
+    const int next = (segment + 1) * work.segment_packets, end = next < stop ? next : stop;
+    RowSums<Acc> part;
+    for (int packet = segment * work.segment_packets + rank; packet < end; packet += size) {
+      row.add(part, queue.next(), packet);
+    }
+    part = team.reduce(part, MergeSums<Acc>{});
+    sums = segment == first ? part : merge(sums, part);
+  }
+  if (work.split) {
+    if (team.speaks()) work.partials[index * work.segments + first] = sums;
+    return;
+  }
+  const auto look = [&](const auto& body) {
+    PacketQueue<T> again(row.logits, slots, rank, packets, size);
+    for (int packet = rank; packet < packets; packet += size) body(again.next(), packet);
+  };
+  finish<gradient>(work, index, row, team, sums, target_logit, look);
+}
+
+// Merges the segments of rows that were split over blocks: a thread per row.
+template <class T, Terms terms>
+__global__ void __launch_bounds__(128)
+    merge_segments_kernel(const __grid_constant__ Work<acc_t<T>> work) {
+  using Acc = acc_t<T>;
+  const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (index >= work.problem.rows) return;
+  const Row<T, terms> row(work, index);
+  if (row.target.ignored) return;  // written already
+  const RowSums<Acc>* parts = work.partials + index * work.segments;
+  RowSums<Acc> sums = parts[0];
+  for (int segment = 1; segment < work.segments; ++segment) sums = merge(sums, parts[segment]);
+  const RowNorm<Acc> norm = row.normalise(sums, row.target_logit());
+  write_result(work, index, row.target, row.finish(sums, norm, {}));
+}
+
+template <class T, Terms terms, bool gradient>
+cudaError_t launch_walks(const Job& job, cudaStream_t stream) {
+  using Acc = acc_t<T>;
+  const LaunchPlan& plan = job.plan;
+  const Work<Acc> work(job);
+  const cudaError_t error =
+      launch(plan.lanes == 1 ? streaming_kernel<T, Lanes<1>, terms, gradient>
+                             : streaming_kernel<T, Block<Acc>, terms, gradient>,
+             grid_of(plan), stream, work);
+  if (error != cudaSuccess || !plan.split) return error;
+  const Grid rows{static_cast<unsigned>((job.problem.rows + 127) / 128), 128};
+  return launch(merge_segments_kernel<T, terms>, rows, stream, work);
+}
+
+}  // namespace
+
+int64_t partials_bytes(const Problem& problem, const LaunchPlan& plan) {
+  if (!plan.split) return 0;
+  const int64_t sums_bytes =
+      problem.logits.dtype == DType::float64 ? sizeof(RowSums<double>) : sizeof(RowSums<float>);
+  return problem.rows * plan.segments * sums_bytes;
+}
+
+cudaError_t launch_streaming(const Job& job, cudaStream_t stream) {
+  return visit_job(job, [&](auto type, auto terms, auto gradient) {
+    return launch_walks<typename decltype(type)::type, decltype(terms)::value,
+                        decltype(gradient)::value>(job, stream);
+  });
+}
+
+}  // namespace torchce::cuda

@@ -1,0 +1,137 @@
+// What follows the rows: the loss's sum and the mean's divisor; and the scaling of a gradient that
+// was computed before its upstream factor was known.
+//
+// Moves   rows * (4 + index bytes) in: nothing beside the logits.
+// Bound   latency: one launch up to kBlockRows rows, two beyond.
+// Why     every sum is taken in double, over blocks of rows that do not depend on the device, and
+//         each in a fixed tree: the same bits every time, without an atomic.
+#include "device.cuh"
+#include "row.cuh"
+#include "team.cuh"
+
+namespace torchce::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int64_t kBlockRows = 32768;  // not yet measured
+
+struct Totals {
+  double loss = 0, weight = 0;
+};
+
+struct AddTotals {
+  __device__ __forceinline__ Totals operator()(const Totals& a, const Totals& b) const {
+    return {a.loss + b.loss, a.weight + b.weight};
+  }
+};
+
+template <class Acc>
+__device__ Totals sum_rows(const Problem& problem, const Summary& summary, int64_t begin,
+                           int64_t end) {
+  Totals totals;
+  for (int64_t row = begin + threadIdx.x; row < end; row += kThreads) {
+    if (summary.row_loss != nullptr) totals.loss += static_cast<const Acc*>(summary.row_loss)[row];
+    if (summary.weigh_targets) {
+      const RowTarget target(problem, row);
+      if (target.column >= 0) totals.weight += weight_of<Acc>(problem, target.column);
+    }
+  }
+  return totals;
+}
+
+template <class Acc>
+__global__ void __launch_bounds__(kThreads)
+    sum_rows_kernel(const __grid_constant__ Problem problem,
+                    const __grid_constant__ Summary summary) {
+  Block<double> block(dynamic_shared());
+  const int64_t begin = blockIdx.x * kBlockRows, next = begin + kBlockRows;
+  const Totals totals = block.reduce(
+      sum_rows<Acc>(problem, summary, begin, next < problem.rows ? next : problem.rows),
+      AddTotals{});
+  if (block.leads()) static_cast<Totals*>(summary.partials)[blockIdx.x] = totals;
+}
+
+// One block: over the rows themselves, or over the partial sums where there are any.
+template <class Acc>
+__global__ void __launch_bounds__(kThreads)
+    summary_kernel(const __grid_constant__ Problem problem,
+                   const __grid_constant__ Summary summary) {
+  Block<double> block(dynamic_shared());
+  Totals totals;
+  if (summary.partials == nullptr) {
+    totals = sum_rows<Acc>(problem, summary, 0, problem.rows);
+  } else {
+    const int64_t blocks = (problem.rows + kBlockRows - 1) / kBlockRows;
+    const AddTotals add;
+    for (int64_t i = threadIdx.x; i < blocks; i += kThreads) {
+      totals = add(totals, static_cast<const Totals*>(summary.partials)[i]);
+    }
+  }
+  totals = block.reduce(totals, AddTotals{});
+  if (!block.leads()) return;
+  const double divisor =
+      summary.normalizer != nullptr ? *static_cast<const double*>(summary.normalizer)
+      : summary.weigh_targets       ? totals.weight
+      : summary.known != nullptr    ? static_cast<double>(*static_cast<const Acc*>(summary.known))
+                                    : summary.divisor;
+  if (summary.loss != nullptr)
+    *static_cast<Acc*>(summary.loss) = static_cast<Acc>(totals.loss / divisor);
+  if (summary.divisor_out != nullptr)
+    *static_cast<Acc*>(summary.divisor_out) = static_cast<Acc>(divisor);
+}
+
+template <class Acc>
+cudaError_t launch_summary_of(const Problem& problem, const Summary& summary, cudaStream_t stream) {
+  const size_t shared = kExchangeBytes;
+  if (summary.partials != nullptr) {
+    const unsigned blocks = static_cast<unsigned>((problem.rows + kBlockRows - 1) / kBlockRows);
+    const cudaError_t error =
+        launch(sum_rows_kernel<Acc>, Grid{blocks, kThreads, 1, shared}, stream, problem, summary);
+    if (error != cudaSuccess) return error;
+  }
+  return launch(summary_kernel<Acc>, Grid{1, kThreads, 1, shared}, stream, problem, summary);
+}
+
+constexpr int kScalePerThread = 8;
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    scale_kernel(T* values, int64_t count, const acc_t<T>* factor) {
+  const acc_t<T> by = *factor;
+  if (by == acc_t<T>(1)) return;
+  const int64_t begin = int64_t{blockIdx.x} * blockDim.x * kScalePerThread + threadIdx.x;
+#pragma unroll
+  for (int k = 0; k < kScalePerThread; ++k) {
+    const int64_t i = begin + k * int64_t{blockDim.x};
+    if (i >= count) return;
+    const acc_t<T> value = to_acc(values[i]);
+    // an ignored row stays 0 whatever comes from above
+    if (value != acc_t<T>(0)) values[i] = from_acc<T>(value * by);
+  }
+}
+
+}  // namespace
+
+int64_t summary_partials_bytes(int64_t rows) {
+  return rows <= kBlockRows ? 0 : (rows + kBlockRows - 1) / kBlockRows * int64_t{sizeof(Totals)};
+}
+
+cudaError_t launch_summary(const Problem& problem, const Summary& summary, cudaStream_t stream) {
+  return problem.logits.dtype == DType::float64
+             ? launch_summary_of<double>(problem, summary, stream)
+             : launch_summary_of<float>(problem, summary, stream);
+}
+
+cudaError_t launch_scale(void* values, DType dtype, int64_t count, const void* factor,
+                         cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  return visit_storage(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const int64_t per_block = 256 * kScalePerThread;
+    const unsigned blocks = static_cast<unsigned>((count + per_block - 1) / per_block);
+    return launch(scale_kernel<T>, Grid{blocks, 256}, stream, static_cast<T*>(values), count,
+                  static_cast<const acc_t<T>*>(factor));
+  });
+}
+
+}  // namespace torchce::cuda
