@@ -25,7 +25,7 @@ template <class To, class From>
 CE_HD To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
   To to;
-  memcpy(&to, &from, sizeof(To));
+  memcpy(static_cast<void*>(&to), &from, sizeof(To));
   return to;
 }
 
@@ -35,8 +35,10 @@ struct ExpTraits;
 template <>
 struct ExpTraits<float> {
   using Int = int32_t;
-  static constexpr int kMantissa = 23, kBias = 127;
-  static constexpr float kRound = 12582912.0f;     // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr int kMantissa = 23;
+  // 1.5 * 2^23 + 127: adding it rounds to an integer n, and leaves n as the exponent of a float in
+  // the last bits
+  static constexpr float kRound = 12583039.0f;
   static constexpr float kLowest = -88.0f;         // rounds to n = -127, whose scale is exactly 0
   static constexpr float kLn2High = 0.693359375f;  // few bits, so that n * kLn2High is exact
   static constexpr float kLn2Low = -2.12194440e-4f;
@@ -53,8 +55,8 @@ struct ExpTraits<float> {
 template <>
 struct ExpTraits<double> {
   using Int = int64_t;
-  static constexpr int kMantissa = 52, kBias = 1023;
-  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr int kMantissa = 52;
+  static constexpr double kRound = 6755399441056767.0;  // 1.5 * 2^52 + 1023
   static constexpr double kLowest = -709.0;
   static constexpr double kLn2High = 0.693147180369123816490;
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
@@ -73,22 +75,23 @@ struct ExpTraits<double> {
   }
 };
 
-// x = n * ln2 + r with |r| <= ln2 / 2; exp(x) = 2^n * (1 + r + r^2 tail(r)).
+// x, but no lower than where exp_clamped is exactly 0. NaN stays NaN.
 template <class Acc>
-struct ExpParts {
-  Acc scale, r, tail;
-};
+CE_HD Acc clamp_exponent(Acc x) {
+  return x < ExpTraits<Acc>::kLowest ? ExpTraits<Acc>::kLowest : x;
+}
 
+// exp(x) for kLowest <= x <= 0, by  x = n * ln2 + r, |r| <= ln2 / 2:  2^n * (1 + r + r^2 tail(r)).
 template <class Acc>
-CE_HD ExpParts<Acc> exp_parts(Acc x) {
+CE_HD Acc exp_clamped(Acc x) {
   using Tr = ExpTraits<Acc>;
   using Int = typename Tr::Int;
   const Acc shifted = x * Acc(1.4426950408889634074) + Tr::kRound;
   const Acc n = shifted - Tr::kRound;
   const Acc r = (x - n * Tr::kLn2High) - n * Tr::kLn2Low;
-  const Int exponent = bit_cast<Int>(shifted) - bit_cast<Int>(Tr::kRound) + Tr::kBias;
   // multiplying by 2^n, rather than adding n to the exponent, lets a NaN in r through
-  return {bit_cast<Acc>(static_cast<Int>(exponent << Tr::kMantissa)), r, Tr::tail(r)};
+  const Acc scale = bit_cast<Acc>(static_cast<Int>(bit_cast<Int>(shifted) << Tr::kMantissa));
+  return scale + scale * (r + r * r * Tr::tail(r));
 }
 
 // exp(x) for x <= 0, error <= 1.5 ulp; exactly 0 from where the result would be subnormal. The
@@ -106,9 +109,18 @@ CE_HD Acc exp_nonpos(Acc x) {
     return std::exp(x);
   }
 #else
-  const ExpParts<Acc> e = exp_parts(x < ExpTraits<Acc>::kLowest ? ExpTraits<Acc>::kLowest : x);
-  return e.scale + e.scale * (e.r + e.r * e.r * e.tail);
+  return exp_clamped(clamp_exponent(x));
 #endif
+}
+
+// The same for a result that is rounded to 16 bits: error 5.4e-6, three operations less.
+CE_HD float exp_nonpos_coarse(float x) {
+  using Tr = ExpTraits<float>;
+  const float clamped = clamp_exponent(x);
+  const float shifted = clamped * 1.4426950408889634f + Tr::kRound;
+  const float r = clamped - (shifted - Tr::kRound) * 0.693147181f;
+  const float scale = bit_cast<float>(bit_cast<int32_t>(shifted) << Tr::kMantissa);
+  return scale + scale * (r + r * r * (0.500051141f + r * (0.167535141f + r * 0.0412777476f)));
 }
 
 // 1 - exp(-r) for r >= 0 without cancellation; `p` is exp(-r), already known.

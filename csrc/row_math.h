@@ -141,25 +141,6 @@ CE_HD FocalTerms<Acc> focal_terms(Acc p, Acc r, Acc gamma) {
   return focal_terms(p, one_minus_exp(r, p), r, gamma);
 }
 
-// And where p <= kSmallP and gamma <= kSmallGamma, as for all but a few classes of a large
-// vocabulary: neither logarithm nor range reduction. log(1 - p) = -p (1 + p / 2 + p^2 / 3 + ..) to
-// 1e-8 of 1.
-constexpr double kSmallP = 1.0 / 32, kSmallGamma = 8;
-
-CE_HD FocalTerms<float> focal_terms_small(float p, float r, float gamma) {
-  float series = 1.0f / 5;
-  series = 1.0f / 4 + p * series;
-  series = 1.0f / 3 + p * series;
-  series = 1.0f / 2 + p * series;
-  const float u = (1.0f - gamma) * (p + p * p * series);
-  const float g = 1.0f + (u + u * u * ExpTraits<float>::tail(u));
-  return focal_terms(g, p, 1.0f - p, r, gamma);
-}
-
-CE_HD FocalTerms<double> focal_terms_small(double p, double r, double gamma) {
-  return focal_terms(p, r, gamma);
-}
-
 // q * value, where q = 0 wins over an infinite value: a class that the target excludes may be
 // masked with a -inf logit.
 template <class Acc>
@@ -178,6 +159,69 @@ template <class Acc>
 CE_HD SpreadTerms<Acc> plain_spread(const RowSums<Acc>& sums, const RowNorm<Acc>& norm) {
   return {std::fma(sums.spread_weight, norm.log_sum, rebase_gap(sums, norm.max)),
           sums.spread_weight};
+}
+
+// Focal loss with a spread as a series in p, for the many classes of a large vocabulary that are
+// not likely:
+//   (1 - p)^gamma r = sum_k c_k p^k r     f(p) = sum_k c_k p^k (1 - k r)
+//   c_k = (-1)^k (gamma over k)
+// The sums of q p^k and q p^k r are known up to a factor before the normaliser is: no second look
+// at the row. For gamma = 1 and the usual 2 the series ends with its second power.
+constexpr int kFocalDegree = 4;
+
+template <class Acc>
+struct FocalSeries {
+  Acc gamma, c[kFocalDegree + 2];
+  int degree;
+
+  explicit CE_HD FocalSeries(Acc gamma) : gamma(gamma) {
+    c[0] = 1;
+    for (int k = 0; k <= kFocalDegree; ++k) c[k + 1] = c[k] * (Acc(k) - gamma) / Acc(k + 1);
+    degree = c[3] == Acc(0) ? 2 : kFocalDegree;
+  }
+
+  // Whether it serves classes as likely as p = exp(-r) and less: the sum is not the small
+  // difference of large terms, and the first term left out is below its rounding.
+  CE_HD bool serves(Acc p, Acc r) const {
+    Acc rest = c[degree + 1] * (Acc(1) + Acc(degree + 1) * r);
+    for (int k = 0; k <= degree; ++k) rest *= p;
+    const Acc tolerance = Acc(1) / (int64_t{4} << ExpTraits<Acc>::kMantissa);
+    return (Acc(1) + gamma) * p <= Acc(0.5) && rest <= tolerance && -rest <= tolerance;
+  }
+
+  // f(p), of a degree that the compiler knows
+  template <int kDegree>
+  CE_HD Acc slope(Acc p, Acc r) const {
+    Acc powers = c[kDegree], times_k = Acc(kDegree) * c[kDegree];
+    for (int k = kDegree - 1; k >= 1; --k) {
+      powers = c[k] + p * powers;
+      times_k = Acc(k) * c[k] + p * times_k;
+    }
+    return Acc(1) + p * (powers - r * times_k);
+  }
+};
+
+// What a pass over logits leaves behind for the series, beside its RowSums, with e_j = exp(z_j -
+// max): power[k - 1] = sum q_j e_j^k  and  times_gap[k - 1] = sum q_j e_j^k (max - z_j).
+template <class Acc>
+struct FocalSums {
+  Acc power[kFocalDegree] = {}, times_gap[kFocalDegree] = {};
+};
+
+// The spread part of such a pass, where r (finite) is that of its likeliest class and p = exp(-r).
+template <class Acc>
+CE_HD SpreadTerms<Acc> focal_spread(const RowSums<Acc>& sums, const FocalSums<Acc>& focal, Acc p,
+                                    Acc r, const FocalSeries<Acc>& series) {
+  SpreadTerms<Acc> out{std::fma(sums.spread_weight, r, sums.spread_gap), sums.spread_weight};
+  Acc factor = 1;
+  for (int k = 1; k <= series.degree; ++k) {
+    factor *= p;
+    const Acc power = factor * focal.power[k - 1];
+    const Acc times_r = factor * std::fma(r, focal.power[k - 1], focal.times_gap[k - 1]);
+    out.loss += series.c[k] * times_r;
+    out.slope += series.c[k] * (power - Acc(k) * times_r);
+  }
+  return out;
 }
 
 // What the backward pass needs of a row:

@@ -1,7 +1,7 @@
 """Cross entropy for PyTorch: softmax, log, class weight and focal modulation in one fused pass."""
 
-from .functional import cross_entropy
+from .functional import check_targets, cross_entropy
 from .modules import CrossEntropyLoss, FocalLoss
 
 __version__ = "0.1.0"
-__all__ = ["CrossEntropyLoss", "FocalLoss", "cross_entropy"]
+__all__ = ["CrossEntropyLoss", "FocalLoss", "check_targets", "cross_entropy"]

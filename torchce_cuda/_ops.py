@@ -14,6 +14,7 @@ backward_ = torch.ops.torchce.cross_entropy_backward_.default
 forward_backward = torch.ops.torchce.cross_entropy_forward_backward.default
 forward_backward_ = torch.ops.torchce.cross_entropy_forward_backward_.default
 scale_ = torch.ops.torchce.scale_.default
+check_targets = torch.ops.torchce.check_targets.default
 
 NONE, MEAN, SUM = 0, 1, 2  # the reduction argument
 

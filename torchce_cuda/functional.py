@@ -125,6 +125,20 @@ def cross_entropy(
     return _record(input, (target, weight, normalizer, options))
 
 
+def check_targets(enabled: bool) -> None:
+    """Whether calls on a CUDA device check their class indices before anything else, and wait.
+
+    A class index that is neither in [0, C) nor `ignore_index` never becomes an address. On the CPU
+    it raises IndexError at once, always. On a CUDA device the call goes on without waiting: loss
+    and gradient of the row become NaN, and a later call of this package, once the device has got
+    that far, raises IndexError with the row and the index. `check_targets(True)` makes every call
+    look at its targets first, wait for the answer and raise before any logit is touched, as on the
+    CPU: for debugging, since it costs a synchronisation a call. It has no effect on a call that is
+    captured in a CUDA graph.
+    """
+    _ops.check_targets(enabled)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Two passes: forward keeps 12 or 16 bytes a row, backward makes the gradient.
 

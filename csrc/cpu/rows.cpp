@@ -31,6 +31,16 @@ class Rows {
   // Tiles are merged in double: 25 roundings of a vocabulary of 50257 in float would be the largest
   // error of the whole row.
   using Total = RowSums<double>;
+  static constexpr DType kAccDType = std::is_same_v<Acc, double> ? DType::float64 : DType::float32;
+
+  // float16 is not: its conversions cost more registers than a fused loop has (0.69 ns instead of
+  // 0.53).
+  static constexpr bool kMayBeDirect = !std::is_same_v<T, Float16>;
+
+  struct TileSums {
+    RowSums<Acc> row;
+    FocalSums<Acc> focal;  // of a focal spread
+  };
 
  public:
   explicit Rows(const Problem& problem)
@@ -38,16 +48,21 @@ class Rows {
         tiles_((problem.cols + kTile - 1) / kTile),
         scale_(Acc(problem.options.logit_scale)),
         softcap_(Acc(problem.options.logit_softcap)),
-        gamma_(Acc(problem.options.gamma)),
-        direct_(problem.target_kind != TargetKind::probabilities && !problem.has_focal_spread() &&
-                scale_ == Acc(1) && softcap_ == Acc(0) && problem.logits.layout.class_stride == 1 &&
-                problem.grad_layout.class_stride == 1),
+        series_(Acc(problem.options.gamma)),
+        spread_lies_ready_(problem.target_kind != TargetKind::probabilities ||
+                           (problem.probabilities.dtype == kAccDType &&
+                            problem.probabilities.layout.class_stride == 1 &&
+                            problem.weight == nullptr)),
+        direct_(kMayBeDirect && scale_ == Acc(1) && softcap_ == Acc(0) &&
+                problem.logits.layout.class_stride == 1 && problem.grad_layout.class_stride == 1 &&
+                (spread_lies_ready_ || !problem.has_spread())),
         smoothing_(problem) {}
 
   void forward() const {
     if (problem_.rows >= kFewRows || tiles_ == 1) {
       parallel_for(problem_.rows, row_grain(), [this](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) forward_row(row);
+        std::vector<TileSums> sums(static_cast<size_t>(tiles_));
+        for (int64_t row = begin; row < end; ++row) forward_row(row, sums.data());
       });
     } else {
       forward_by_tiles();
@@ -65,8 +80,9 @@ class Rows {
   void forward_backward() const {
     if (problem_.rows >= kFewRows || tiles_ == 1) {
       parallel_for(problem_.rows, row_grain(), [this](int64_t begin, int64_t end) {
+        std::vector<TileSums> sums(static_cast<size_t>(tiles_));
         for (int64_t row = begin; row < end; ++row) {
-          forward_row(row);
+          forward_row(row, sums.data());
           for (int64_t tile = 0; tile < tiles_; ++tile) backward_tile(row, tile);
         }
       });
@@ -103,45 +119,55 @@ class Rows {
     return transform_logit(to_acc(x), scale_, softcap_);
   }
 
+  const T* logits(int64_t row, Span span) const {
+    const RowLayout& layout = problem_.logits.layout;
+    return static_cast<const T*>(problem_.logits.data) + layout.offset(row) +
+           span.begin * layout.class_stride;
+  }
+
   // Returns the padded size.
   int load_logits(int64_t row, Span span, Acc* z) const {
-    const RowLayout& layout = problem_.logits.layout;
-    const T* source = static_cast<const T*>(problem_.logits.data) + layout.offset(row) +
-                      span.begin * layout.class_stride;
-    load(source, layout.class_stride, span.size, z);
+    load(logits(row, span), problem_.logits.layout.class_stride, span.size, z);
     transform(z, span.size, scale_, softcap_);
     return pad(z, span.size, -Acc(INFINITY));
   }
 
-  // The spread of a tile; `buffer` holds what is not in memory as it is needed.
-  Spread<Acc> spread(int64_t row, Span span, Acc* buffer) const {
-    const Acc* weight = problem_.weight == nullptr
-                            ? nullptr
-                            : static_cast<const Acc*>(problem_.weight) + span.begin;
-    const bool whole = span.size % kLanes == 0;
+  // The spread as it lies in memory, where it does so.
+  Spread<Acc> ready_spread(int64_t row, Span span) const {
     if (problem_.target_kind == TargetKind::probabilities) {
-      load_probabilities(row, span, buffer);
-      probability_spread(buffer, span.size, smoothing_.kept, smoothing_.each, weight);
-      pad(buffer, span.size, Acc(0));
-      return {buffer, Acc(1)};
+      const Strided& source = problem_.probabilities;
+      const Acc* values = static_cast<const Acc*>(source.data) + source.layout.offset(row);
+      return {values + span.begin, smoothing_.kept, smoothing_.each};
     }
-    if (whole) return {weight, smoothing_.each};
-    if (weight == nullptr) {
-      std::fill_n(buffer, span.size, Acc(1));
-    } else {
-      std::copy_n(weight, span.size, buffer);
-    }
-    pad(buffer, span.size, Acc(0));
-    return {buffer, smoothing_.each};
+    if (problem_.weight == nullptr) return {nullptr, Acc(0), smoothing_.each};
+    return {static_cast<const Acc*>(problem_.weight) + span.begin, smoothing_.each, Acc(0)};
   }
 
-  // The same as values alone.
-  void load_spread(int64_t row, Span span, Acc* q) const {
-    const Spread<Acc> part = spread(row, span, q);
-    if (part.values == q && part.factor == Acc(1)) return;
-    const int padded = (span.size + kLanes - 1) / kLanes * kLanes;
-    for (int i = 0; i < padded; ++i)
-      q[i] = part.factor * (part.values == nullptr ? Acc(1) : part.values[i]);
+  // The spread of a tile, readable up to its padded size, and 0 at the class `without`; `buffer`
+  // holds it where memory does not.
+  Spread<Acc> spread(int64_t row, Span span, int64_t without, Acc* buffer) const {
+    if (span.size % kLanes == 0 && !span.holds(without)) {
+      if (spread_lies_ready_) return ready_spread(row, span);
+      if (problem_.weight == nullptr) {
+        load_probabilities(row, span, buffer);
+        return {buffer, smoothing_.kept, smoothing_.each};
+      }
+    }
+    load_spread(row, span, without, buffer);
+    return {buffer, Acc(1), Acc(0)};
+  }
+
+  void load_spread(int64_t row, Span span, int64_t without, Acc* q) const {
+    if (spread_lies_ready_) {
+      fill_spread(ready_spread(row, span), span.size, q);
+    } else {
+      const Acc* weight = static_cast<const Acc*>(problem_.weight);
+      load_probabilities(row, span, q);
+      probability_spread(q, span.size, smoothing_.kept, smoothing_.each,
+                         weight == nullptr ? nullptr : weight + span.begin);
+    }
+    pad(q, span.size, Acc(0));
+    if (span.holds(without)) q[without - span.begin] = Acc(0);
   }
 
   void load_probabilities(int64_t row, Span span, Acc* q) const {
@@ -153,80 +179,104 @@ class Rows {
     });
   }
 
-  // Sums over one tile without the target class.
-  RowSums<Acc> sum_tile(int64_t row, int64_t target, int64_t index) const {
+  // Sums over one tile without the target class, which only the spread of a loss that is not focal
+  // counts.
+  TileSums sum_tile(int64_t row, int64_t target, int64_t index) const {
     Tile<Acc> tile;
     const Span part = span(index);
+    TileSums sums;
     const int padded = load_logits(row, part, tile.z);
-    RowSums<Acc> sums;
-    sums.max = max_of(tile.z, padded);
-    const Acc reference = sums.max == -Acc(INFINITY) ? Acc(0) : sums.max;
-    if (problem_.has_spread() && !problem_.has_focal_spread()) {
-      spread_sums(tile.z, spread(row, part, tile.q), padded, reference, sums);
+    sums.row.max = max_of(tile.z, padded);
+    const Acc reference = sums.row.max == -Acc(INFINITY) ? Acc(0) : sums.row.max;
+    const T* next = logits(row, part) + kTile;
+    Acc target_gap = 0;
+    if (part.holds(target)) {
+      Acc& z = tile.z[target - part.begin];
+      target_gap = reference - z;
+      z = -Acc(INFINITY);
     }
-    if (part.holds(target)) tile.z[target - part.begin] = -Acc(INFINITY);
-    sums.sum = exp_sum(tile.z, padded, reference);
+    if (!problem_.has_spread()) {
+      sums.row.sum = exp_sum(tile.z, padded, reference, next);
+      return sums;
+    }
+    const Spread<Acc> q = spread(row, part, target, tile.q);
+    if (problem_.has_focal_spread()) {
+      with_degree(series_, [&](auto degree) {
+        spread_sums<decltype(degree)::value>(tile.z, q, padded, reference, next, sums.row,
+                                             sums.focal);
+      });
+    } else {
+      spread_sums<0>(tile.z, q, padded, reference, next, sums.row, sums.focal);
+      if (part.holds(target)) {
+        const Acc target_q = smoothing_.each * weight_of<Acc>(problem_, target);
+        sums.row.spread_weight += target_q;
+        sums.row.spread_gap += spread_term(target_q, target_gap);
+      }
+    }
     return sums;
   }
 
-  // With focal loss every class has a factor that depends on its p: a second look at the row, which
-  // leaves out the target class.
-  SpreadTerms<Acc> focal_spread(int64_t row, int64_t target, const RowNorm<Acc>& norm) const {
-    SpreadTerms<Acc> total;
+  // With focal loss every class has a factor that depends on its p. Where the series does not serve
+  // a tile, it takes a second look at its logits.
+  SpreadTerms<Acc> focal_spread_of(int64_t row, int64_t target, const TileSums* sums,
+                                   const RowNorm<Acc>& norm) const {
+    SpreadTerms<double> total;
     for (int64_t index = 0; index < tiles_; ++index) {
-      Tile<Acc> tile;
-      const Span part = span(index);
-      const int padded = load_logits(row, part, tile.z);
-      load_spread(row, part, tile.q);
-      if (part.holds(target)) tile.q[target - part.begin] = Acc(0);
+      const Acc r = -clamp_exponent(sums[index].row.max - norm.max - norm.log_sum);
+      const Acc p = exp_nonpos(-r);
       const SpreadTerms<Acc> terms =
-          focal_spread_sums(tile.z, tile.q, padded, norm.max, norm.log_sum, gamma_);
+          series_.serves(p, r) ? focal_spread(sums[index].row, sums[index].focal, p, r, series_)
+                               : look_again(row, target, index, norm);
       total.loss += terms.loss;
       total.slope += terms.slope;
     }
-    return total;
+    return {Acc(total.loss), Acc(total.slope)};
   }
 
-  void forward_row(int64_t row) const {
-    if (is_ignored(problem_, row)) return write_row<Acc>(problem_, row, {});
-    const int64_t target = this->target(row);
-    Total total = sum_tile(row, target, 0).template as<double>();
-    for (int64_t tile = 1; tile < tiles_; ++tile) {
-      total = merge(total, sum_tile(row, target, tile).template as<double>());
+  SpreadTerms<Acc> look_again(int64_t row, int64_t target, int64_t index,
+                              const RowNorm<Acc>& norm) const {
+    Tile<Acc> tile;
+    const Span part = span(index);
+    const int padded = load_logits(row, part, tile.z);
+    load_spread(row, part, target, tile.q);
+    return focal_spread_sums(tile.z, tile.q, padded, norm.max, norm.log_sum, series_.gamma);
+  }
+
+  void forward_row(int64_t row, TileSums* sums) const {
+    if (!is_ignored(problem_, row)) {
+      const int64_t target = this->target(row);
+      for (int64_t tile = 0; tile < tiles_; ++tile) sums[tile] = sum_tile(row, target, tile);
     }
-    write_row(problem_, row, finish(row, target, total));
+    finish(row, sums);
   }
 
   void forward_by_tiles() const {
-    std::vector<Total> sums(static_cast<size_t>(problem_.rows * tiles_));
+    std::vector<TileSums> sums(static_cast<size_t>(problem_.rows * tiles_));
     parallel_for(problem_.rows * tiles_, kGrainLogits / kTile, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / tiles_;
-        if (is_ignored(problem_, row)) continue;
-        sums[unit] = sum_tile(row, target(row), unit % tiles_).template as<double>();
+        if (!is_ignored(problem_, row)) sums[unit] = sum_tile(row, target(row), unit % tiles_);
       }
     });
     parallel_for(problem_.rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        if (is_ignored(problem_, row)) {
-          write_row<Acc>(problem_, row, {});
-          continue;
-        }
-        Total total = sums[row * tiles_];
-        for (int64_t tile = 1; tile < tiles_; ++tile)
-          total = merge(total, sums[row * tiles_ + tile]);
-        write_row(problem_, row, finish(row, target(row), total));
-      }
+      for (int64_t row = begin; row < end; ++row) finish(row, &sums[row * tiles_]);
     });
   }
 
-  RowResult<Acc> finish(int64_t row, int64_t target, const Total& total) const {
-    const RowSums<Acc> sums = total.template as<Acc>();
+  // From the sums of a row's tiles to its loss and state.
+  void finish(int64_t row, const TileSums* sums) const {
+    if (is_ignored(problem_, row)) return write_row<Acc>(problem_, row, {});
+    Total total = sums[0].row.template as<double>();
+    for (int64_t tile = 1; tile < tiles_; ++tile) {
+      total = merge(total, sums[tile].row.template as<double>());
+    }
+    const RowSums<Acc> all = total.template as<Acc>();
+    const int64_t target = this->target(row);
     const RowNorm<Acc> norm =
-        normalise_row(sums, target, target == kNoTarget ? Acc(0) : logit(row, target));
+        normalise_row(all, target, target == kNoTarget ? Acc(0) : logit(row, target));
     const SpreadTerms<Acc> focal =
-        problem_.has_focal_spread() ? focal_spread(row, target, norm) : SpreadTerms<Acc>{};
-    return finish_row(problem_, smoothing_, target, sums, norm, focal);
+        problem_.has_focal_spread() ? focal_spread_of(row, target, sums, norm) : SpreadTerms<Acc>{};
+    write_row(problem_, row, finish_row(problem_, smoothing_, target, all, norm, focal));
   }
 
   void backward_tile(int64_t row, int64_t index) const {
@@ -237,53 +287,48 @@ class Rows {
       for (int i = 0; i < part.size; ++i) out[i * layout.class_stride] = T{};
       return;
     }
-    const RowState<Acc> state = read_state<Acc>(problem_, row);
     const Acc grad = row_grad<Acc>(problem_, row) * scale_;
-    const Acc coef = grad * state.coef;
     const int64_t target = this->target(row);
-    if constexpr (std::is_same_v<T, Acc>) {
+    const Acc at_target = grad * read_state<Acc>(problem_, row).target_grad;
+    if constexpr (kMayBeDirect) {
       if (direct_) {
-        backward_directly(row, part, state, coef, grad, out);
-        if (part.holds(target)) out[target - part.begin] = grad * state.target_grad;
+        const Spread<Acc> q = problem_.has_spread() ? ready_spread(row, part) : Spread<Acc>{};
+        gradient_of(row, logits(row, part), part.size, grad, q, out);
+        if (part.holds(target)) out[target - part.begin] = from_acc<T>(at_target);
         return;
       }
     }
-    Tile<Acc> tile, logits;
+    Tile<Acc> tile;
+    alignas(64) Acc before[kTile];  // the slope of the soft cap needs them
     const int padded = load_logits(row, part, tile.z);
-    if (softcap_ > Acc(0)) std::copy_n(tile.z, part.size, logits.z);
-    if (problem_.has_focal_spread()) {
-      load_spread(row, part, tile.q);
-      focal_spread_gradient(tile.z, tile.q, padded, state.max, coef, state.log_sum, gamma_, grad);
-    } else if (problem_.has_spread()) {
-      spread_gradient(tile.z, spread(row, part, tile.q), padded, state.max, coef, grad);
-    } else {
-      plain_gradient(tile.z, padded, state.max, coef);
-    }
-    if (part.holds(target)) tile.z[target - part.begin] = grad * state.target_grad;
-    if (softcap_ > Acc(0)) apply_slope(tile.z, logits.z, part.size, softcap_);
+    if (softcap_ > Acc(0)) std::copy_n(tile.z, part.size, before);
+    const Spread<Acc> q =
+        problem_.has_spread() ? spread(row, part, kNoTarget, tile.q) : Spread<Acc>{};
+    gradient_of(row, tile.z, padded, grad, q, tile.z);
+    if (part.holds(target)) tile.z[target - part.begin] = at_target;
+    if (softcap_ > Acc(0)) apply_slope(tile.z, before, part.size, softcap_);
     store<T>(tile.z, part.size, out, layout.class_stride);
   }
 
-  void backward_directly(int64_t row, Span part, const RowState<Acc>& state, Acc coef, Acc grad,
-                         Acc* out) const {
-    const Acc* source = static_cast<const Acc*>(problem_.logits.data) +
-                        problem_.logits.layout.offset(row) + part.begin;
-    if (problem_.has_spread()) {
-      const Acc* weight = problem_.weight == nullptr
-                              ? nullptr
-                              : static_cast<const Acc*>(problem_.weight) + part.begin;
-      with_spread(Spread<Acc>{weight, smoothing_.each * grad}, [&](auto grad_q) {
-        direct_gradient(source, part.size, state.max, coef, grad_q, out);
-      });
+  // Of every class as if it were not the target.
+  template <class Z>
+  void gradient_of(int64_t row, const Z* z, int size, Acc grad, const Spread<Acc>& q,
+                   Z* out) const {
+    const RowState<Acc> state = read_state<Acc>(problem_, row);
+    const Acc coef = grad * state.coef;
+    if (problem_.has_focal_spread()) {
+      focal_gradient(z, size, state.max, coef, state.log_sum, series_, q.times(grad), out);
     } else {
-      direct_gradient(source, part.size, state.max, coef, [](int64_t) { return Acc(0); }, out);
+      gradient<T>(z, size, state.max, coef, q.times(grad), out);
     }
   }
 
   const Problem& problem_;
   const int64_t tiles_;
-  const Acc scale_, softcap_, gamma_;
-  const bool direct_;  // a gradient needs nothing but the logits as they are, and the weights
+  const Acc scale_, softcap_;
+  const FocalSeries<Acc> series_;
+  const bool spread_lies_ready_;  // in memory, up to a factor and a constant
+  const bool direct_;  // a gradient needs nothing but the logits and the spread as they lie
   const Smoothing<Acc> smoothing_;
 };
 

@@ -32,30 +32,25 @@ void raise_target_error(const Problem* problem) {
                           problem->ignore_index);
 }
 
-// Beside the logits' device: guard and stream for one call.
+// One call of an operator: its device, its stream.
 struct Call {
   explicit Call(const Tensor& logits)
       : index(logits.get_device_index()), guard(index), stream(current_stream(index)) {
     raise_target_error(nullptr);
   }
 
-  // With check_targets(True) a call waits for its own kernels, and raises what they found.
-  void finish(const Problem& problem) const {
-    if (check_targets_at_once && synchronise(stream)) raise_target_error(&problem);
+  // With check_targets(True): nothing is read or written before every target has been seen. A call
+  // under capture cannot wait, and is treated as any other.
+  void check_targets(const Problem& problem) const {
+    if (!check_targets_at_once || problem.target_kind == TargetKind::probabilities) return;
+    check_launch(launch_check_targets(problem, target_error(), stream));
+    if (synchronise(stream)) raise_target_error(&problem);
   }
 
   int32_t index;
   DeviceGuard guard;
   cudaStream_t stream;
 };
-
-bool begin_aligned(const void* data, const RowLayout& layout, int64_t element_bytes) {
-  bool aligned = reinterpret_cast<uintptr_t>(data) % kPacketBytes == 0;
-  for (int d = 0; d < layout.dims; ++d) {
-    aligned = aligned && layout.stride[d] * element_bytes % kPacketBytes == 0;
-  }
-  return aligned;
-}
 
 LaunchPlan plan_for(const Problem& problem, Direction direction, const Call& call) {
   const Device& device = cuda::device(call.index);
@@ -65,7 +60,6 @@ LaunchPlan plan_for(const Problem& problem, Direction direction, const Call& cal
   query.cols = problem.cols;
   query.element_bytes = static_cast<int32_t>(element_bytes(problem.logits.dtype));
   query.classes_are_neighbours = !problem.logits.layout.positions_are_neighbours();
-  query.aligned = begin_aligned(problem.logits.data, problem.logits.layout, query.element_bytes);
   query.focal_spread = problem.has_focal_spread();
   query.architecture = device.architecture;
   query.multiprocessors = device.multiprocessors;
@@ -144,6 +138,7 @@ std::tuple<Tensor, Tensor> Backend::forward(Arguments& arguments,
                                             const std::optional<Tensor>& normalizer) {
   const Call call(arguments.logits);
   Problem& problem = arguments.problem;
+  call.check_targets(problem);
   const Tensor state = empty_beside(arguments.logits, arguments.state_size(), arguments.acc_dtype);
   const Tensor row_loss = arguments.empty_row_loss();
   problem.state = state_planes(state);
@@ -154,14 +149,12 @@ std::tuple<Tensor, Tensor> Backend::forward(Arguments& arguments,
   summary.divisor_out = state.mutable_data_ptr();
   if (arguments.reduction == Reduction::none) {
     summarise(arguments, summary, call);
-    call.finish(problem);
     return {row_loss, state};
   }
   const Tensor loss = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
   summary.row_loss = problem.row_loss;
   summary.loss = loss.mutable_data_ptr();
   summarise(arguments, summary, call);
-  call.finish(problem);
   return {loss, state};
 }
 
@@ -173,6 +166,7 @@ void Backend::backward(Arguments& arguments) {
 Tensor Backend::forward_backward(Arguments& arguments, const std::optional<Tensor>& normalizer) {
   const Call call(arguments.logits);
   Problem& problem = arguments.problem;
+  call.check_targets(problem);
   const Tensor divisor = empty_beside(arguments.logits, 1, arguments.acc_dtype);
   Summary before = Divisor(arguments, normalizer).summary;
   before.divisor_out = divisor.mutable_data_ptr();
@@ -189,7 +183,6 @@ Tensor Backend::forward_backward(Arguments& arguments, const std::optional<Tenso
   after.known = divisor.const_data_ptr();
   after.loss = loss.mutable_data_ptr();
   summarise(arguments, after, call);
-  call.finish(problem);
   return loss;
 }
 

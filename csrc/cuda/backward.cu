@@ -31,10 +31,10 @@ __global__ void __launch_bounds__(256, kBlocks<T, 3>)
     for (int packet = begin + rank; packet < end; packet += size) grad.store_zeros(packet);
     return;
   }
-  PacketQueue<T> queue(row.logits, dynamic_shared() + work.row_at, begin + rank, end, size);
+  PacketQueue<T, 1> queue(row.logits, dynamic_shared() + work.row_at, begin + rank, end, size);
   for (int packet = begin + rank; packet < end; packet += size) {
     Acc out[kPacket<T>];
-    row.gradient(queue.next(), packet, gradient, out);
+    row.gradient(queue.next(), row.logits.column(packet), gradient, out);
     grad.store(packet, out);
   }
 }

@@ -23,26 +23,19 @@ struct AddTerms {
 };
 
 template <class Acc>
-__device__ void report(const Work<Acc>& work, const RowTarget& target, int64_t row) {
-  if (target.valid) return;
-  // one 16-byte store, so that row and index belong together whoever else writes
-  const longlong2 error = {row + 1, read_index(work.problem, row)};
-  *reinterpret_cast<longlong2*>(work.target_error) = error;
-  __threadfence_system();
-}
-
-template <class Acc>
-__device__ void write_result(const Work<Acc>& work, int64_t row, const RowTarget& target,
-                             const RowResult<Acc>& result) {
-  report(work, target, row);
+__device__ __forceinline__ void write_result(const Work<Acc>& work, int64_t row,
+                                             const RowTarget& target,
+                                             const RowResult<Acc>& result) {
+  report(work.problem, target, row, work.target_error);
   if (work.problem.state != nullptr) return write_row(work.problem, row, result);
   static_cast<Acc*>(work.problem.row_loss)[row] = result.loss;
 }
 
 // An ignored row: nothing is read, loss, state and gradient are exactly 0.
 template <bool gradient, class T, class Team>
-__device__ void write_ignored(const Work<acc_t<T>>& work, int64_t index, const RowTarget& target,
-                              const RowView<T>& logits, const Team& team) {
+__device__ __forceinline__ void write_ignored(const Work<acc_t<T>>& work, int64_t index,
+                                              const RowTarget& target, const RowView<T>& logits,
+                                              const Team& team) {
   if (team.speaks()) write_result<acc_t<T>>(work, index, target, {});
   if constexpr (gradient) {
     const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, logits);
@@ -52,20 +45,21 @@ __device__ void write_ignored(const Work<acc_t<T>>& work, int64_t index, const R
   }
 }
 
-// From a row's sums to its result and gradient. `look(body)` calls body(bits, packet) for every
-// packet of this thread once more.
-template <bool gradient, class T, Terms terms, class Team, class Look>
+// From a row's sums to its result and gradient. `source.pieces(body)` calls body(bits, piece) for
+// every piece of this thread once more, `source.packets(body)` body(bits, packet) for every packet.
+template <bool gradient, class T, Terms terms, class Team, class Source>
 __device__ __forceinline__ void finish(const Work<acc_t<T>>& work, int64_t index,
                                        const Row<T, terms>& row, Team& team,
                                        const RowSums<acc_t<T>>& sums, acc_t<T> target_logit,
-                                       const Look& look) {
+                                       const Source& source) {
   using Acc = acc_t<T>;
   RowNorm<Acc> norm;
   if (team.leads()) norm = row.normalise(sums, target_logit);
   SpreadTerms<Acc> focal;
   if constexpr (terms == Terms::focal_spread) {
     norm = team.from_leader(norm);
-    look([&](uint4 bits, int packet) { row.add_focal(focal, bits, packet, norm); });
+    source.pieces(
+        [&](uint4 bits, int piece) { row.add_focal(focal, bits, piece * kPacket<T>, norm); });
     focal = team.reduce(focal, AddTerms<Acc>{});
   }
   team.done_reducing();
@@ -79,9 +73,9 @@ __device__ __forceinline__ void finish(const Work<acc_t<T>>& work, int64_t index
     const RowGradient<Acc> row_gradient(team.from_leader(state),
                                         row_grad<Acc>(work.problem, index) * work.scale);
     const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, row.logits);
-    look([&](uint4 bits, int packet) {
+    source.packets([&](uint4 bits, int packet) {
       Acc out[kPacket<T>];
-      row.gradient(bits, packet, row_gradient, out);
+      row.gradient(bits, row.logits.column(packet), row_gradient, out);
       grad.store(packet, out);
     });
   }

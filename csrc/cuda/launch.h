@@ -43,6 +43,9 @@ struct Summary {
   void* partials = nullptr;          // summary_partials_bytes(rows)
 };
 
+// Looks at every target, and at nothing else.
+cudaError_t launch_check_targets(const Problem& problem, TargetError* record, cudaStream_t stream);
+
 int64_t summary_partials_bytes(int64_t rows);
 cudaError_t launch_summary(const Problem& problem, const Summary& summary, cudaStream_t stream);
 

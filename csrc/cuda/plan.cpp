@@ -28,11 +28,17 @@ constexpr int64_t kBackwardPackets = 2048;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Packets that a row covers, at its worst alignment.
+int64_t per_packet(const PlanQuery& query) { return kPacketBytes / query.element_bytes; }
+
+// Pieces of a row (row_view.cuh): what plans are made from, so that a row's bits do not depend on
+// where it lies.
+int64_t row_pieces(const PlanQuery& query) {
+  return std::max<int64_t>(1, divide_up(query.cols, per_packet(query)));
+}
+
+// Packets of a row that begins anywhere: what there must be room for.
 int64_t row_packets(const PlanQuery& query) {
-  const int64_t per_packet = kPacketBytes / query.element_bytes;
-  const int64_t shift = query.aligned || !query.classes_are_neighbours ? 0 : per_packet - 1;
-  return std::max<int64_t>(1, divide_up(query.cols + shift, per_packet));
+  return divide_up(query.cols + per_packet(query) - 1, per_packet(query));
 }
 
 void share_block(LaunchPlan& plan, const PlanQuery& query, int lanes) {
@@ -41,7 +47,8 @@ void share_block(LaunchPlan& plan, const PlanQuery& query, int lanes) {
   plan.blocks = divide_up(query.rows * plan.segments, kTeamBlock / lanes);
 }
 
-LaunchPlan backward_plan(const PlanQuery& query, int64_t packets) {
+LaunchPlan backward_plan(const PlanQuery& query) {
+  const int64_t packets = row_packets(query);
   LaunchPlan plan;
   plan.strategy = Strategy::backward;
   plan.slots = kQueueSlots;
@@ -60,13 +67,13 @@ LaunchPlan backward_plan(const PlanQuery& query, int64_t packets) {
   return plan;
 }
 
-LaunchPlan streaming_plan(const PlanQuery& query, int64_t packets) {
+LaunchPlan streaming_plan(const PlanQuery& query) {
   LaunchPlan plan;
   plan.strategy = Strategy::streaming;
   plan.slots = kQueueSlots;
   const bool by_thread = !query.classes_are_neighbours;
   plan.segment_packets = by_thread ? kThreadSegmentPackets : kSegmentPackets;
-  plan.segments = divide_up(packets, plan.segment_packets);
+  plan.segments = divide_up(row_pieces(query), plan.segment_packets);
   // The row's sums are the same to the bit either way, so this may look at the number of rows.
   const int64_t teams = by_thread ? divide_up(query.rows, kStreamingBlock) : query.rows;
   plan.split = plan.segments > 1 && query.direction == Direction::forward && !query.focal_spread &&
@@ -78,42 +85,46 @@ LaunchPlan streaming_plan(const PlanQuery& query, int64_t packets) {
   return plan;
 }
 
-LaunchPlan resident_plan(const PlanQuery& query, int64_t packets) {
+LaunchPlan resident_plan(const PlanQuery& query, int64_t pieces) {
   LaunchPlan plan;
   plan.strategy = Strategy::resident;
-  plan.segment_packets = packets;
-  if (packets <= kWarp * kTeamSlots) {
-    share_block(plan, query, packets <= kFewLanes * kTeamSlots ? kFewLanes : kWarp);
-    plan.slots = static_cast<int32_t>(divide_up(packets, plan.lanes));
+  plan.segment_packets = pieces;
+  if (pieces <= kWarp * kTeamSlots) {
+    share_block(plan, query, pieces <= kFewLanes * kTeamSlots ? kFewLanes : kWarp);
+    plan.slots = static_cast<int32_t>(divide_up(row_packets(query), plan.lanes));
     return plan;
   }
   const int largest = query.architecture >= 90 ? kLargestCluster : 1;
-  while (plan.cluster < largest && plan.cluster * kBlockPackets < packets) plan.cluster *= 2;
-  const int64_t part = divide_up(packets, plan.cluster);
+  while (plan.cluster < largest && plan.cluster * kBlockPackets < pieces) plan.cluster *= 2;
+  const int64_t part = divide_up(pieces, plan.cluster);
   plan.threads = kSmallestBlock;
   while (plan.threads < kLargestBlock && plan.threads * kTeamSlots < part) plan.threads *= 2;
   plan.lanes = plan.threads;
-  plan.slots = static_cast<int32_t>(divide_up(part, plan.threads));
+  plan.slots =
+      static_cast<int32_t>(divide_up(row_packets(query), int64_t{plan.threads} * plan.cluster));
   plan.blocks = query.rows * plan.cluster;
   return plan;
 }
 
-bool fits(const LaunchPlan& plan, const PlanQuery& query) {
-  return kExchangeBytes + int64_t{plan.slots} * plan.threads * kPacketBytes <= query.shared_bytes;
-}
-
 }  // namespace
 
+int64_t shared_bytes(const LaunchPlan& plan) {
+  const int group = std::min(plan.lanes, kWarp);
+  const int64_t width = group == 1 ? 1 : group + 1;
+  const int64_t exchange = plan.lanes > kWarp ? kExchangeBytes : 0;
+  return exchange + plan.slots * (plan.threads / group * width) * kPacketBytes;
+}
+
 LaunchPlan choose_plan(const PlanQuery& query) {
-  const int64_t packets = row_packets(query);
-  if (query.direction == Direction::backward) return backward_plan(query, packets);
+  if (query.direction == Direction::backward) return backward_plan(query);
+  const int64_t pieces = row_pieces(query);
   // A plain forward pass looks at a long row once: keeping it would gain nothing.
   const bool second_look = query.direction == Direction::forward_backward || query.focal_spread;
-  if (query.classes_are_neighbours && (second_look || packets <= kWarp * kTeamSlots)) {
-    const LaunchPlan plan = resident_plan(query, packets);
-    if (fits(plan, query)) return plan;
+  if (query.classes_are_neighbours && (second_look || pieces <= kWarp * kTeamSlots)) {
+    const LaunchPlan plan = resident_plan(query, pieces);
+    if (shared_bytes(plan) <= query.shared_bytes) return plan;
   }
-  return streaming_plan(query, packets);
+  return streaming_plan(query);
 }
 
 std::string to_string(const LaunchPlan& plan) {

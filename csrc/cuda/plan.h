@@ -21,7 +21,6 @@ struct PlanQuery {
   int32_t element_bytes = 4;
   bool classes_are_neighbours =
       true;                   // class stride 1; else neighbouring threads take neighbouring rows
-  bool aligned = true;        // every row begins on a 16-byte boundary
   bool focal_spread = false;  // a second look at the row before its loss is known
   int32_t architecture = 90;  // compute capability: major * 10 + minor
   int32_t multiprocessors = 132;
@@ -41,6 +40,9 @@ struct LaunchPlan {
 };
 
 LaunchPlan choose_plan(const PlanQuery& query);
+// Dynamic shared memory of a block. Groups of threads that share a warp and a row have room for one
+// packet more than they are threads.
+int64_t shared_bytes(const LaunchPlan& plan);
 std::string to_string(const LaunchPlan& plan);
 
 constexpr int kPacketBytes = 16;

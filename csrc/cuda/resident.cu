@@ -12,6 +12,47 @@
 namespace torchce::cuda {
 namespace {
 
+// This thread's part of a row in shared memory.
+template <class T, class Team>
+class ResidentRow {
+ public:
+  __device__ __forceinline__ ResidentRow(const RowView<T>& row, const Team& team,
+                                         unsigned char* shared)
+      : row_(row), slots_(shared), rank_(team.rank()), size_(team.size()) {
+    unsigned slot = 0;
+    for (int packet = rank_; packet < row_.packets(); packet += size_) {
+      slots_.fetch(row_, packet, slot++);
+    }
+    copy_commit();
+  }
+
+  __device__ __forceinline__ void wait() const {
+    copy_wait<0>();
+    slots_.synchronise(row_);
+  }
+
+  template <class Body>
+  __device__ __forceinline__ void pieces(const Body& body) const {
+    unsigned slot = 0;
+    for (int piece = rank_; piece < row_.pieces(); piece += size_) {
+      body(cut_piece<T>(slots_.at(slot++), row_.shift), piece);
+    }
+  }
+
+  template <class Body>
+  __device__ __forceinline__ void packets(const Body& body) const {
+    unsigned slot = 0;
+    for (int packet = rank_; packet < row_.packets(); packet += size_) {
+      body(*slots_.at(slot++), packet);
+    }
+  }
+
+ private:
+  const RowView<T>& row_;
+  const Slots<T, Team::kGroup> slots_;
+  const int rank_, size_;
+};
+
 template <class T, class Team, Terms terms, bool gradient>
 __global__ void __launch_bounds__(Team::kThreads, kBlocks<T, Team::kBlocks>)
     resident_kernel(const __grid_constant__ Work<acc_t<T>> work) {
@@ -23,25 +64,13 @@ __global__ void __launch_bounds__(Team::kThreads, kBlocks<T, Team::kBlocks>)
   if (row.target.ignored) {
     return write_ignored<gradient>(work, index, row.target, row.logits, team);
   }
-  const int packets = row.logits.packets(), rank = team.rank(), size = team.size();
-  uint4* const slots = reinterpret_cast<uint4*>(dynamic_shared() + work.row_at) + threadIdx.x;
-  uint4* slot = slots;
-  for (int packet = rank; packet < packets; packet += size, slot += blockDim.x) {
-    row.logits.fetch(packet, slot);
-  }
-  copy_commit();
+  const ResidentRow<T, Team> resident(row.logits, team, dynamic_shared() + work.row_at);
   const Acc target_logit = row.target_logit();  // before any thread can have overwritten it
-  copy_wait<0>();
-  const auto look = [&](const auto& body) {
-    const uint4* slot = slots;
-    for (int packet = rank; packet < packets; packet += size, slot += blockDim.x) {
-      body(*slot, packet);
-    }
-  };
+  resident.wait();
   RowSums<Acc> sums;
-  look([&](uint4 bits, int packet) { row.add(sums, bits, packet); });
+  resident.pieces([&](uint4 bits, int piece) { row.add(sums, bits, piece * kPacket<T>); });
   sums = team.reduce(sums, MergeSums<Acc>{});
-  finish<gradient>(work, index, row, team, sums, target_logit, look);
+  finish<gradient>(work, index, row, team, sums, target_logit, resident);
 }
 
 template <class T, Terms terms, bool gradient>

@@ -23,10 +23,8 @@ auto visit_terms(const Problem& problem, const Fn& fn) {
 }
 
 inline Grid grid_of(const LaunchPlan& plan) {
-  const size_t exchange = plan.lanes > 32 ? kExchangeBytes : 0;
   return {static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.threads),
-          static_cast<unsigned>(plan.cluster),
-          exchange + static_cast<size_t>(plan.slots) * kPacketBytes * plan.threads};
+          static_cast<unsigned>(plan.cluster), static_cast<size_t>(shared_bytes(plan))};
 }
 
 // The kernels' one argument.
@@ -72,6 +70,14 @@ struct RowTarget {
   }
 };
 
+__device__ __forceinline__ void report(const Problem& problem, const RowTarget& target, int64_t row,
+                                       TargetError* record) {
+  if (target.valid) return;
+  // one 16-byte store, so that row and index belong together whoever else writes
+  *reinterpret_cast<longlong2*>(record) = {row + 1, read_index(problem, row)};
+  __threadfence_system();
+}
+
 // RowState with the upstream gradient folded in.
 template <class Acc>
 struct RowGradient {
@@ -92,27 +98,14 @@ struct Spread {
   using Values = Acc[kPacket<T>];
 
   const Work<Acc>& work;
-  const RowView<T>& logits;
-  int64_t offset = 0;                                           // of the row's probabilities
-  bool weights_aligned = false, probabilities_aligned = false;  // where packets begin
+  const int64_t offset;  // of the row's probabilities
 
-  __device__ __forceinline__ Spread(const Work<Acc>& work, int64_t row, const RowView<T>& logits)
-      : work(work), logits(logits) {
-    const Problem& problem = work.problem;
-    weights_aligned = is_aligned(static_cast<const Acc*>(problem.weight), -logits.shift);
-    if (!has_probabilities()) return;
-    const RowLayout& layout = problem.probabilities.layout;
-    offset = layout.offset(row);
-    visit_storage(problem.probabilities.dtype, [&](auto type) {
-      using S = typename decltype(type)::type;
-      probabilities_aligned =
-          layout.class_stride == 1 &&
-          is_aligned(static_cast<const S*>(problem.probabilities.data), offset - logits.shift);
-    });
-  }
+  __device__ __forceinline__ Spread(const Work<Acc>& work, int64_t row)
+      : work(work),
+        offset(has_probabilities() ? work.problem.probabilities.layout.offset(row) : 0) {}
 
   // 0 outside the row.
-  __device__ __forceinline__ void load(int column, Values& q) const {
+  __device__ __forceinline__ void load(const RowView<T>& logits, int column, Values& q) const {
     const Problem& problem = work.problem;
     Values weight;
 #pragma unroll
@@ -124,11 +117,11 @@ struct Spread {
       visit_storage(problem.probabilities.dtype, [&](auto type) {
         using S = typename decltype(type)::type;
         load_part(static_cast<const S*>(problem.probabilities.data) + offset,
-                  problem.probabilities.layout.class_stride, probabilities_aligned, column, q);
+                  problem.probabilities.layout.class_stride, logits, column, q);
       });
     }
     if (problem.weight != nullptr) {
-      load_part(static_cast<const Acc*>(problem.weight), 1, weights_aligned, column, weight);
+      load_part(static_cast<const Acc*>(problem.weight), 1, logits, column, weight);
     }
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
@@ -137,8 +130,8 @@ struct Spread {
   }
 
   // What a packet adds to the weight and the gap of the spread.
-  __device__ __forceinline__ void add(RowSums<Acc>& sums, const Values& z, int column,
-                                      Acc reference) const {
+  __device__ __forceinline__ void add(RowSums<Acc>& sums, const Values& z, const RowView<T>& logits,
+                                      int column, Acc reference) const {
     if (!has_probabilities() && work.problem.weight == nullptr && logits.holds_whole(column)) {
       Acc gap = 0;
 #pragma unroll
@@ -148,7 +141,7 @@ struct Spread {
       return;
     }
     Values q;
-    load(column, q);
+    load(logits, column, q);
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
       sums.spread_weight += q[i];
@@ -162,16 +155,10 @@ struct Spread {
   }
 
   template <class S>
-  __device__ __forceinline__ static bool is_aligned(const S* base, int64_t index) {
-    return (reinterpret_cast<uintptr_t>(base) + index * sizeof(S)) % kPacketBytes == 0;
-  }
-
-  template <class S>
-  __device__ __forceinline__ void load_part(const S* source, int64_t stride, bool aligned,
-                                            int column, Values& out) const {
-    if (stride == 1 && logits.holds_whole(column)) {
-      return load_values(source + column, aligned, out);
-    }
+  __device__ __forceinline__ void load_part(const S* source, int64_t stride,
+                                            const RowView<T>& logits, int column,
+                                            Values& out) const {
+    if (stride == 1 && logits.holds_whole(column)) return load_values(source + column, out);
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
       if (logits.holds(column + i)) {
@@ -195,7 +182,7 @@ struct Row {
       : work(work),
         logits(work.problem.logits.data, work.problem.logits.layout, row, work.problem.cols),
         target(work.problem, row),
-        spread(work, row, logits) {}
+        spread(work, row) {}
 
   // The target's own logit; 0 where there is none.
   __device__ __forceinline__ Acc target_logit() const {
@@ -203,9 +190,8 @@ struct Row {
                              : transform_logit(logits.at(target.column), work.scale, work.softcap);
   }
 
-  // Adds a packet to the sums of all classes but the target.
-  __device__ __forceinline__ void add(RowSums<Acc>& sums, uint4 bits, int packet) const {
-    const int column = logits.column(packet);
+  // Adds the classes from `column` on to the sums of all classes but the target.
+  __device__ __forceinline__ void add(RowSums<Acc>& sums, uint4 bits, int column) const {
     Values z;
     transform(bits, column, z);
     Acc max = sums.max;
@@ -214,7 +200,7 @@ struct Row {
     const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
     if constexpr (terms == Terms::spread) {
       sums.spread_gap = rebase_gap(sums, reference);
-      spread.add(sums, z, column, reference);
+      spread.add(sums, z, logits, column, reference);
     }
     replace_target(z, column, -Acc(INFINITY));
     Acc sum = 0;
@@ -225,12 +211,11 @@ struct Row {
   }
 
   // The second look that a focal spread needs.
-  __device__ __forceinline__ void add_focal(SpreadTerms<Acc>& sums, uint4 bits, int packet,
+  __device__ __forceinline__ void add_focal(SpreadTerms<Acc>& sums, uint4 bits, int column,
                                             const RowNorm<Acc>& norm) const {
-    const int column = logits.column(packet);
     Values z, q;
     transform(bits, column, z);
-    spread.load(column, q);
+    spread.load(logits, column, q);
     replace_target(q, column, Acc(0));
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
@@ -241,17 +226,16 @@ struct Row {
     }
   }
 
-  // The gradient of a packet's logits.
-  __device__ __forceinline__ void gradient(uint4 bits, int packet, const RowGradient<Acc>& row,
+  // The gradient of the logits from `column` on.
+  __device__ __forceinline__ void gradient(uint4 bits, int column, const RowGradient<Acc>& row,
                                            Values& out) const {
-    const int column = logits.column(packet);
     Values z;
     transform(bits, column, z);
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) out[i] = row.coef * exp_nonpos(z[i] - row.max);
     if constexpr (terms != Terms::plain) {
       Values q;
-      spread.load(column, q);
+      spread.load(logits, column, q);
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) {
         if constexpr (terms == Terms::focal_spread) {

@@ -1,9 +1,14 @@
-// A row of logits or of a gradient as packets that lie on 16-byte boundaries.
+// A row of logits or of a gradient, in packets and in pieces.
 //
-// The row of an odd vocabulary begins anywhere: its first packet begins `shift` elements before it.
-// Packets that lie whole inside the row move by one instruction; the first and the last, and every
-// packet of a row whose classes are not neighbours, element by element. So there is one loop over a
-// row, not a head, a body and a tail, and nothing outside the row is ever touched.
+// packet   16 bytes on a 16-byte boundary: what one instruction moves. The row of an odd vocabulary
+//          begins anywhere, so its first packet begins `shift` elements before it. Packets that lie
+//          whole inside the row move by one instruction; the first and the last, and all of a row
+//          whose classes are not neighbours, element by element. So there is one loop over a row,
+//          not a head, a body and a tail, and nothing outside the row is ever touched.
+// piece    as many classes as a packet holds, counted from the first class. Sums go by pieces, so
+// that
+//          a row gives the same bits wherever it lies; a piece is cut out of two packets that are
+//          neighbours in shared memory.
 #pragma once
 
 #include "device.cuh"
@@ -41,6 +46,7 @@ struct RowView {
   __device__ __forceinline__ int packets() const {
     return static_cast<int>((int64_t{cols} + shift + kPacket<T> - 1) / kPacket<T>);
   }
+  __device__ __forceinline__ int pieces() const { return (cols - 1) / kPacket<T> + 1; }
   __device__ __forceinline__ int column(int packet) const { return packet * kPacket<T> - shift; }
   __device__ __forceinline__ bool holds(int column) const { return column >= 0 && column < cols; }
   __device__ __forceinline__ bool holds_whole(int column) const {
@@ -80,40 +86,101 @@ struct RowView {
   }
 };
 
-// A thread's packets of a row, first, first + step, .. < end, in order, the next ones under way
-// while one is worked on. The slots lie a block's width apart, so a warp reads without bank
-// conflicts; no thread reads another's, so there is nothing to synchronise.
+// The piece that begins `shift` elements into a packet and ends in the next.
 template <class T>
+__device__ __forceinline__ uint4 cut_piece(const uint4* packet, int shift) {
+  const uint4 low = packet[0];
+  if (shift == 0) return low;
+  const uint4 high = packet[1];
+  const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  const int first = shift * static_cast<int>(sizeof(T)) / 4;
+  uint32_t by_two[6], by_one[5];
+#pragma unroll
+  for (int i = 0; i < 6; ++i) by_two[i] = first & 2 ? words[i + 2] : words[i];
+#pragma unroll
+  for (int i = 0; i < 5; ++i) by_one[i] = first & 1 ? by_two[i + 1] : by_two[i];
+  if constexpr (sizeof(T) == 2) {
+    const int bits = shift % 2 * 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      by_one[i] = static_cast<uint32_t>((uint64_t{by_one[i + 1]} << 32 | by_one[i]) >> bits);
+    }
+  }
+  return {by_one[0], by_one[1], by_one[2], by_one[3]};
+}
+
+// A thread's places for packets in shared memory. kGroup neighbouring threads, of one warp and one
+// row, have theirs side by side, and behind the last thread's lies room for the packet after it: so
+// each finds the two packets of its piece. A warp reads without bank conflicts.
+template <class T, int kGroup>
+class Slots {
+  static constexpr unsigned kWidth = kGroup == 1 ? 1 : kGroup + 1;
+
+ public:
+  __device__ __forceinline__ explicit Slots(unsigned char* shared)
+      : first_(reinterpret_cast<uint4*>(shared) + threadIdx.x / kGroup * kWidth +
+               threadIdx.x % kGroup),
+        step_(blockDim.x / kGroup * kWidth) {}
+
+  __device__ __forceinline__ uint4* at(unsigned slot) const { return first_ + slot * step_; }
+
+  __device__ __forceinline__ void fetch(const RowView<T>& row, int packet, unsigned slot) const {
+    row.fetch(packet, at(slot));
+    if (kGroup > 1 && row.shift != 0 && threadIdx.x % kGroup == kGroup - 1 &&
+        packet + 1 < row.packets()) {
+      row.fetch(packet + 1, at(slot) + 1);
+    }
+  }
+
+  // After `copy_wait`, before a neighbour's packet is read, and again before it is overwritten.
+  __device__ __forceinline__ void synchronise(const RowView<T>& row) const {
+    if (kGroup == 1 || row.shift == 0) return;
+    constexpr unsigned kAll = kGroup == 32 ? 0xffffffffu : (1u << kGroup % 32) - 1;
+    const unsigned lane = threadIdx.x % 32;
+    __syncwarp(kAll << (lane - lane % kGroup));
+  }
+
+ private:
+  uint4* first_;
+  unsigned step_;
+};
+
+// A thread's part of a row that is walked along, first, first + step, .. < end, in order, the next
+// packets under way while one is worked on: pieces for a group, packets for a thread by itself. The
+// threads of a group take their steps together.
+template <class T, int kGroup>
 class PacketQueue {
  public:
   __device__ __forceinline__ PacketQueue(const RowView<T>& row, unsigned char* shared, int first,
                                          int end, int step)
       : row_(row),
-        slots_(reinterpret_cast<uint4*>(shared) + threadIdx.x),
+        slots_(shared),
         ahead_(first),
-        end_(end),
+        end_(end + static_cast<int>(threadIdx.x % kGroup)),
         step_(step) {
     for (int i = 0; i < kQueueSlots - 1; ++i) fetch_one();
   }
 
   __device__ __forceinline__ uint4 next() {
-    fetch_one();  // into the slot whose packet has been used up
-    copy_wait<kQueueSlots - 1>();
-    const uint4 bits = slots_[read_ * blockDim.x];
+    copy_wait<kQueueSlots - 2>();
+    slots_.synchronise(row_);
+    fetch_one();  // into the slot that the whole group has used up
+    const uint4 bits = kGroup == 1 ? *slots_.at(read_) : cut_piece<T>(slots_.at(read_), row_.shift);
     read_ = (read_ + 1) % kQueueSlots;
     return bits;
   }
 
  private:
   __device__ __forceinline__ void fetch_one() {
-    if (ahead_ < end_) row_.fetch(ahead_, slots_ + write_ * blockDim.x);
+    // the packet after a group's last piece may be this thread's, although the piece is not
+    if (ahead_ < end_ && ahead_ < row_.packets()) slots_.fetch(row_, ahead_, write_);
     copy_commit();  // an empty group too, so that the wait counts right
     ahead_ += step_;
     write_ = (write_ + 1) % kQueueSlots;
   }
 
   const RowView<T>& row_;
-  uint4* slots_;
+  const Slots<T, kGroup> slots_;
   int ahead_, end_, step_;
   unsigned read_ = 0, write_ = 0;
 };

@@ -97,12 +97,11 @@ __device__ __forceinline__ uint4 pack(const acc_t<T> (&values)[kPacket<T>]) {
   return {words[0], words[1], words[2], words[3]};
 }
 
-// kCount neighbouring values, with 16-byte loads where `aligned` says that they lie on such a
-// boundary.
+// kCount neighbouring values, with 16-byte loads where they lie so.
 template <class S, class Acc, int kCount>
-__device__ __forceinline__ void load_values(const S* source, bool aligned, Acc (&out)[kCount]) {
+__device__ __forceinline__ void load_values(const S* source, Acc (&out)[kCount]) {
   if constexpr (kCount % kPacket<S> == 0) {
-    if (aligned) {
+    if (reinterpret_cast<uintptr_t>(source) % kPacketBytes == 0) {
 #pragma unroll
       for (int begin = 0; begin < kCount; begin += kPacket<S>) {
         acc_t<S> values[kPacket<S>];

@@ -15,6 +15,27 @@
 namespace torchce::cuda {
 namespace {
 
+// Another walk along a row.
+template <class T, class Team>
+struct WalkedRow {
+  const RowView<T>& row;
+  unsigned char* shared;
+  int rank, size;
+
+  template <class Body>
+  __device__ __forceinline__ void pieces(const Body& body) const {
+    PacketQueue<T, Team::kGroup> queue(row, shared, rank, row.pieces(), size);
+    const int lane = rank % Team::kGroup;
+    for (int piece = rank; piece - lane < row.pieces(); piece += size) body(queue.next(), piece);
+  }
+
+  template <class Body>
+  __device__ __forceinline__ void packets(const Body& body) const {
+    PacketQueue<T, 1> queue(row, shared, rank, row.packets(), size);
+    for (int packet = rank; packet < row.packets(); packet += size) body(queue.next(), packet);
+  }
+};
+
 template <class T, class Team, Terms terms, bool gradient>
 __global__ void __launch_bounds__(256, kBlocks<T, 3>)
     streaming_kernel(const __grid_constant__ Work<acc_t<T>> work) {
@@ -24,22 +45,25 @@ __global__ void __launch_bounds__(256, kBlocks<T, 3>)
   if (index >= work.problem.rows) return;
   const Row<T, terms> row(work, index);
   const int first = work.split ? static_cast<int>(team.index() % work.segments) : 0;
+  const int last = work.split ? first + 1 : work.segments;
   if (row.target.ignored) {
     if (first != 0) return;
     return write_ignored<gradient>(work, index, row.target, row.logits, team);
   }
-  const int packets = row.logits.packets(), rank = team.rank(), size = team.size();
-  unsigned char* const slots = dynamic_shared() + work.row_at;
+  const int rank = team.rank(), size = team.size(), lane = rank % Team::kGroup;
+  const int pieces = row.logits.pieces();
+  const WalkedRow<T, Team> walked{row.logits, dynamic_shared() + work.row_at, rank, size};
   const Acc target_logit = row.target_logit();
-  const int last = work.split ? first + 1 : work.segments;
-  const int stop = last * work.segment_packets < packets ? last * work.segment_packets : packets;
-  PacketQueue<T> queue(row.logits, slots, first * work.segment_packets + rank, stop, size);
+  const int begin = first * work.segment_packets, next = last * work.segment_packets;
+  const int stop = next < pieces ? next : pieces;
+  PacketQueue<T, Team::kGroup> queue(row.logits, walked.shared, begin + rank, stop, size);
   RowSums<Acc> sums;
   for (int segment = first; segment < last; ++segment) {
-    const int next = (segment + 1) * work.segment_packets, end = next < stop ? next : stop;
+    const int from = segment * work.segment_packets, to = from + work.segment_packets;
     RowSums<Acc> part;
-    for (int packet = segment * work.segment_packets + rank; packet < end; packet += size) {
-      row.add(part, queue.next(), packet);
+    // by whole groups: a thread whose piece is past the row's end adds nothing
+    for (int piece = from + rank; piece - lane < (to < stop ? to : stop); piece += size) {
+      row.add(part, queue.next(), piece * kPacket<T>);
     }
     part = team.reduce(part, MergeSums<Acc>{});
     sums = segment == first ? part : merge(sums, part);
@@ -48,11 +72,7 @@ __global__ void __launch_bounds__(256, kBlocks<T, 3>)
     if (team.speaks()) work.partials[index * work.segments + first] = sums;
     return;
   }
-  const auto look = [&](const auto& body) {
-    PacketQueue<T> again(row.logits, slots, rank, packets, size);
-    for (int packet = rank; packet < packets; packet += size) body(again.next(), packet);
-  };
-  finish<gradient>(work, index, row, team, sums, target_logit, look);
+  finish<gradient>(work, index, row, team, sums, target_logit, walked);
 }
 
 // Merges the segments of rows that were split over blocks: a thread per row.

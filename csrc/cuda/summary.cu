@@ -1,5 +1,5 @@
-// What follows the rows: the loss's sum and the mean's divisor; and the scaling of a gradient that
-// was computed before its upstream factor was known.
+// What surrounds the rows: the targets' check, the loss's sum, the mean's divisor; and the scaling
+// of a gradient that was computed before its upstream factor was known.
 //
 // Moves   rows * (4 + index bytes) in: nothing beside the logits.
 // Bound   latency: one launch up to kBlockRows rows, two beyond.
@@ -92,6 +92,12 @@ cudaError_t launch_summary_of(const Problem& problem, const Summary& summary, cu
   return launch(summary_kernel<Acc>, Grid{1, kThreads, 1, shared}, stream, problem, summary);
 }
 
+__global__ void __launch_bounds__(kThreads)
+    check_targets_kernel(const __grid_constant__ Problem problem, TargetError* record) {
+  const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (row < problem.rows) report(problem, RowTarget(problem, row), row, record);
+}
+
 constexpr int kScalePerThread = 8;
 
 template <class T>
@@ -120,6 +126,12 @@ cudaError_t launch_summary(const Problem& problem, const Summary& summary, cudaS
   return problem.logits.dtype == DType::float64
              ? launch_summary_of<double>(problem, summary, stream)
              : launch_summary_of<float>(problem, summary, stream);
+}
+
+cudaError_t launch_check_targets(const Problem& problem, TargetError* record, cudaStream_t stream) {
+  const Grid grid{static_cast<unsigned>((problem.rows + kThreads - 1) / kThreads), kThreads};
+  return problem.rows == 0 ? cudaSuccess
+                           : launch(check_targets_kernel, grid, stream, problem, record);
 }
 
 cudaError_t launch_scale(void* values, DType dtype, int64_t count, const void* factor,

@@ -39,6 +39,7 @@ template <int kLanes>
 class Lanes {
  public:
   static constexpr int kThreads = 256, kBlocks = 3;  // launch bounds
+  static constexpr int kGroup = kLanes;              // threads of one warp and one row
 
   __device__ explicit Lanes(unsigned char*) {}
 
@@ -78,7 +79,7 @@ class Block {
   };
 
  public:
-  static constexpr int kThreads = 512, kBlocks = 2;
+  static constexpr int kThreads = 512, kBlocks = 2, kGroup = kWarpLanes;
   static constexpr size_t kSharedBytes = (2 * kWarpLanes + 1 + 2) * sizeof(Slot);
 
   __device__ explicit Block(unsigned char* shared) : slots_(reinterpret_cast<Slot*>(shared)) {}

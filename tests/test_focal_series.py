@@ -1,0 +1,83 @@
+"""Focal loss with a spread: each side of where the series in p gives way to the exact terms."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accuracy import check, evaluate
+from cases import BF16, F16, F32, F64, Case, make_problem, option, problem_id
+from torch import Tensor
+
+import torchce_cuda as ce
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GAMMAS = (0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 3.7, 8.0, 10.0)
+# Of the likeliest class. 1/6 and 1/4 are where gamma = 2 and 1 give way; a little to either side.
+PEAKS = [2.0**-k for k in range(1, 15)] + [0.99 / 6, 1.01 / 6, 0.252, 0.9, 0.999]
+SMOOTHING = {"label_smoothing": 0.1, "reduction": "none"}
+OPTIONS = {
+    "smoothing": lambda gamma: option("", "", gamma=gamma, **SMOOTHING),
+    "weight": lambda gamma: option("", "", "positive", gamma=gamma, **SMOOTHING),
+    "softcap": lambda gamma: option("", "", gamma=gamma, logit_softcap=30.0, **SMOOTHING),
+}
+
+
+def with_peaks(logits: Tensor, classes: Tensor) -> Tensor:
+    """One class of each row gets the probability in PEAKS."""
+    rest = logits.double().scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True)
+    peaks = torch.tensor(PEAKS, dtype=torch.float64).unsqueeze(1)
+    return logits.scatter(1, classes, (rest + peaks.logit()).to(logits.dtype))
+
+
+def check_each_row(case: Case, dtype: torch.dtype, opt, classes: Tensor) -> None:
+    """Row by row, lest the largest numbers of one hide the errors of another."""
+    whole = make_problem(case, dtype, opt)
+    logits = with_peaks(whole.input, classes)
+    for row in range(len(PEAKS)):
+        part = slice(row, row + 1)
+        target, grad_loss = whole.target[part], whole.grad_loss[part]
+        problem = replace(whole, input=logits[part], target=target, grad_loss=grad_loss)
+        problem = replace(problem, case=replace(case, shape=(1, case.shape[1])))
+        check(evaluate(ce.cross_entropy, problem), problem)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=problem_id)
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_smoothing(gamma: float, dtype: torch.dtype, kind: str) -> None:
+    # Two tiles and a part of one; the peak is in the target's tile or in another.
+    case = Case("series", (len(PEAKS), 4999), "")
+    classes = torch.arange(len(PEAKS)).unsqueeze(1) * 263 % 4999
+    check_each_row(case, dtype, OPTIONS[kind](gamma), classes)
+
+
+@pytest.mark.parametrize("weight", [None, "positive"])
+@pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=problem_id)
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_probabilities(gamma: float, dtype: torch.dtype, weight: str | None) -> None:
+    case = Case("series_soft", (len(PEAKS), 4160), "", target="probabilities")
+    classes = torch.arange(len(PEAKS)).unsqueeze(1) * 263 % 4160
+    check_each_row(case, dtype, option("", "", weight, gamma=gamma, reduction="none"), classes)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_masked_classes(gamma: float) -> None:
+    """A class of probability 0 in target and softmax counts nothing, nor do whole tiles of them."""
+    logits = torch.randn(3, 4999, dtype=F32)
+    target = torch.rand(3, 4999)
+    logits[:, :2500] = -torch.inf
+    target[:, :2500] = 0
+    x, y = (z.clone().requires_grad_() for z in (logits, logits[:, 2500:]))
+    loss = ce.cross_entropy(x, target, gamma=gamma)
+    expected = ce.cross_entropy(y, target[:, 2500:], gamma=gamma)
+    torch.testing.assert_close(loss, expected)
+    torch.autograd.backward((loss, expected))
+    assert torch.equal(x.grad[:, :2500], torch.zeros(3, 2500))
+    torch.testing.assert_close(x.grad[:, 2500:], y.grad)
+    masked = ce.cross_entropy(logits, torch.tensor([3000, 4000, 4998]), gamma=gamma)
+    assert masked.isfinite()
+    smoothed = ce.cross_entropy(
+        logits, torch.tensor([3000, 4000, 4998]), gamma=gamma, label_smoothing=0.1
+    )
+    assert smoothed.item() == float("inf")
