@@ -1,7 +1,10 @@
 // Introspection and test hooks for Python: no tensors, so nothing here touches the ops' ABI.
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "cpu/simd.h"
+#include "cuda/plan.h"
 #include "row_math.h"
 
 namespace py = pybind11;
@@ -29,6 +32,37 @@ py::dict finish_index_row(Acc others_max, Acc others_sum, Acc target_logit, Acc 
   return out;
 }
 
+// What the CUDA backend would launch; no GPU is needed to ask.
+py::dict launch_plan(const std::string& direction, int64_t rows, int64_t cols, int element_bytes,
+                     bool classes_are_neighbours, bool focal_spread, int architecture,
+                     int multiprocessors, int64_t shared_bytes) {
+  cuda::PlanQuery query;
+  query.direction = direction == "forward"    ? cuda::Direction::forward
+                    : direction == "backward" ? cuda::Direction::backward
+                                              : cuda::Direction::forward_backward;
+  query.rows = rows;
+  query.cols = cols;
+  query.element_bytes = element_bytes;
+  query.classes_are_neighbours = classes_are_neighbours;
+  query.focal_spread = focal_spread;
+  query.architecture = architecture;
+  query.multiprocessors = multiprocessors;
+  query.shared_bytes = shared_bytes;
+  const cuda::LaunchPlan plan = cuda::choose_plan(query);
+  py::dict out;
+  out["text"] = cuda::to_string(plan);
+  out["lanes"] = plan.lanes;
+  out["threads"] = plan.threads;
+  out["cluster"] = plan.cluster;
+  out["slots"] = plan.slots;
+  out["segment_packets"] = plan.segment_packets;
+  out["segments"] = plan.segments;
+  out["split"] = plan.split;
+  out["blocks"] = plan.blocks;
+  out["shared_bytes"] = cuda::shared_bytes(plan);
+  return out;
+}
+
 py::dict build_info() {
   py::dict info;
   info["isa"] = cpu::isa_name();
@@ -44,6 +78,10 @@ PYBIND11_MODULE(_C, m) {
   using namespace torchce;
   m.doc() = "Build information and scalar test hooks; the ops are in torch.ops.torchce.";
   m.def("build_info", &build_info);
+  m.def("launch_plan", &launch_plan, py::arg("direction"), py::arg("rows"), py::arg("cols"),
+        py::arg("element_bytes"), py::kw_only(), py::arg("classes_are_neighbours") = true,
+        py::arg("focal_spread") = false, py::arg("architecture") = 90,
+        py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448);
   m.def("finish_index_row_f32", &finish_index_row<float>);
   m.def("finish_index_row_f64", &finish_index_row<double>);
   m.def("exp_nonpos_f32", [](float x) { return exp_nonpos(x); });

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accuracy import on_one_thread
 
-import torchce_cuda  # noqa: F401  (registers the operators)
+import torchce_cuda
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +31,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def targets_checked_at_once() -> None:
+    """On a GPU too a bad target raises at the call; `test_targets.py` has the other mode."""
+    torchce_cuda.check_targets(True)
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def operator_samples(dtype: torch.dtype) -> dict[str, list[tuple[tuple, dict]]]:
                     samples["cross_entropy_forward_backward_"].append((forward, options))
     factor = torch.tensor(2.0, dtype=accumulator)
     samples["scale_"].append(((torch.randn(10).to(dtype), factor), {}))
+    samples["check_targets"].append(((True,), {}))
     return samples
 
 

@@ -101,26 +101,22 @@ void run_rows(const Arguments& arguments, Direction direction, const Call& call)
   }
 }
 
-// The mean's divisor as far as it is known before the kernels run.
-struct Divisor {
-  Divisor(const Arguments& arguments, const std::optional<Tensor>& normalizer) {
-    if (arguments.reduction != Reduction::mean) return;
-    if (normalizer.has_value()) {
-      if (normalizer->is_cpu()) {
-        summary.divisor = *static_cast<const double*>(normalizer->const_data_ptr());
-      } else {
-        check_same_device(arguments.logits, *normalizer, "normalizer");
-        summary.normalizer = normalizer->const_data_ptr();
-      }
-    } else if (arguments.problem.target_kind == TargetKind::probabilities) {
-      summary.divisor = static_cast<double>(arguments.problem.rows);
-    } else {
-      summary.weigh_targets = true;
-    }
-  }
-
+// Where the mean's divisor is to come from.
+Summary divisor_of(const Arguments& arguments, const std::optional<Tensor>& normalizer) {
   Summary summary;
-};
+  if (arguments.reduction != Reduction::mean) return summary;
+  if (normalizer.has_value() && normalizer->is_cpu()) {
+    summary.divisor = *static_cast<const double*>(normalizer->const_data_ptr());
+  } else if (normalizer.has_value()) {
+    check_same_device(arguments.logits, *normalizer, "normalizer");
+    summary.normalizer = normalizer->const_data_ptr();
+  } else if (arguments.problem.target_kind == TargetKind::probabilities) {
+    summary.divisor = static_cast<double>(arguments.problem.rows);
+  } else {
+    summary.weigh_targets = true;
+  }
+  return summary;
+}
 
 void summarise(const Arguments& arguments, Summary summary, const Call& call) {
   const bool sums_rows = summary.row_loss != nullptr || summary.weigh_targets;
@@ -145,7 +141,7 @@ std::tuple<Tensor, Tensor> Backend::forward(Arguments& arguments,
   problem.row_loss = row_loss.mutable_data_ptr();
   run_rows(arguments, Direction::forward, call);
 
-  Summary summary = Divisor(arguments, normalizer).summary;
+  Summary summary = divisor_of(arguments, normalizer);
   summary.divisor_out = state.mutable_data_ptr();
   if (arguments.reduction == Reduction::none) {
     summarise(arguments, summary, call);
@@ -168,9 +164,9 @@ Tensor Backend::forward_backward(Arguments& arguments, const std::optional<Tenso
   Problem& problem = arguments.problem;
   call.check_targets(problem);
   const Tensor divisor = empty_beside(arguments.logits, 1, arguments.acc_dtype);
-  Summary before = Divisor(arguments, normalizer).summary;
-  before.divisor_out = divisor.mutable_data_ptr();
-  summarise(arguments, before, call);
+  Summary summary = divisor_of(arguments, normalizer);
+  summary.divisor_out = divisor.mutable_data_ptr();
+  summarise(arguments, summary, call);
 
   const Tensor row_loss = arguments.empty_row_loss();
   problem.row_loss = row_loss.mutable_data_ptr();
@@ -178,11 +174,9 @@ Tensor Backend::forward_backward(Arguments& arguments, const std::optional<Tenso
   run_rows(arguments, Direction::forward_backward, call);
 
   const Tensor loss = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
-  Summary after;
-  after.row_loss = problem.row_loss;
-  after.known = divisor.const_data_ptr();
-  after.loss = loss.mutable_data_ptr();
-  summarise(arguments, after, call);
+  summary.row_loss = problem.row_loss;
+  summary.loss = loss.mutable_data_ptr();
+  summarise(arguments, summary, call);
   return loss;
 }
 

@@ -26,7 +26,7 @@ template <class Acc>
 __device__ __forceinline__ void write_result(const Work<Acc>& work, int64_t row,
                                              const RowTarget& target,
                                              const RowResult<Acc>& result) {
-  report(work.problem, target, row, work.target_error);
+  if (!target.valid) report(work.problem, row, work.target_error);
   if (work.problem.state != nullptr) return write_row(work.problem, row, result);
   static_cast<Acc*>(work.problem.row_loss)[row] = result.loss;
 }

@@ -36,14 +36,13 @@ struct Summary {
   const void* row_loss = nullptr;    // [rows] Acc
   bool weigh_targets = false;        // the divisor is the sum of the weights of the rows that count
   const void* normalizer = nullptr;  // the divisor, one double on the device
-  const void* known = nullptr;       // the divisor, one Acc that an earlier launch wrote
-  double divisor = 1;                // the divisor, where it is none of these
+  double divisor = 1;                // the divisor, where it is neither
   void* loss = nullptr;              // one Acc: sum of row_loss / divisor
   void* divisor_out = nullptr;       // one Acc
   void* partials = nullptr;          // summary_partials_bytes(rows)
 };
 
-// Looks at every target, and at nothing else.
+// Looks at every target, and at nothing else; records the first that is bad.
 cudaError_t launch_check_targets(const Problem& problem, TargetError* record, cudaStream_t stream);
 
 int64_t summary_partials_bytes(int64_t rows);

@@ -70,9 +70,7 @@ struct RowTarget {
   }
 };
 
-__device__ __forceinline__ void report(const Problem& problem, const RowTarget& target, int64_t row,
-                                       TargetError* record) {
-  if (target.valid) return;
+__device__ __forceinline__ void report(const Problem& problem, int64_t row, TargetError* record) {
   // one 16-byte store, so that row and index belong together whoever else writes
   *reinterpret_cast<longlong2*>(record) = {row + 1, read_index(problem, row)};
   __threadfence_system();

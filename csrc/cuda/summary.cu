@@ -69,11 +69,10 @@ __global__ void __launch_bounds__(kThreads)
   }
   totals = block.reduce(totals, AddTotals{});
   if (!block.leads()) return;
-  const double divisor =
-      summary.normalizer != nullptr ? *static_cast<const double*>(summary.normalizer)
-      : summary.weigh_targets       ? totals.weight
-      : summary.known != nullptr    ? static_cast<double>(*static_cast<const Acc*>(summary.known))
-                                    : summary.divisor;
+  const double divisor = summary.normalizer != nullptr
+                             ? *static_cast<const double*>(summary.normalizer)
+                         : summary.weigh_targets ? totals.weight
+                                                 : summary.divisor;
   if (summary.loss != nullptr)
     *static_cast<Acc*>(summary.loss) = static_cast<Acc>(totals.loss / divisor);
   if (summary.divisor_out != nullptr)
@@ -92,10 +91,22 @@ cudaError_t launch_summary_of(const Problem& problem, const Summary& summary, cu
   return launch(summary_kernel<Acc>, Grid{1, kThreads, 1, shared}, stream, problem, summary);
 }
 
+struct Larger {
+  __device__ __forceinline__ int64_t operator()(int64_t a, int64_t b) const {
+    return a < b ? b : a;
+  }
+};
+
+// One block, so that the first row is named: a synchronisation follows, and speed is no concern.
 __global__ void __launch_bounds__(kThreads)
     check_targets_kernel(const __grid_constant__ Problem problem, TargetError* record) {
-  const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (row < problem.rows) report(problem, RowTarget(problem, row), row, record);
+  Block<double> block(dynamic_shared());
+  int64_t rest = 0;  // rows from the first bad one on
+  for (int64_t row = threadIdx.x; row < problem.rows && rest == 0; row += kThreads) {
+    if (!RowTarget(problem, row).valid) rest = problem.rows - row;
+  }
+  rest = block.reduce(rest, Larger{});
+  if (block.leads() && rest > 0) report(problem, problem.rows - rest, record);
 }
 
 constexpr int kScalePerThread = 8;
@@ -129,9 +140,8 @@ cudaError_t launch_summary(const Problem& problem, const Summary& summary, cudaS
 }
 
 cudaError_t launch_check_targets(const Problem& problem, TargetError* record, cudaStream_t stream) {
-  const Grid grid{static_cast<unsigned>((problem.rows + kThreads - 1) / kThreads), kThreads};
-  return problem.rows == 0 ? cudaSuccess
-                           : launch(check_targets_kernel, grid, stream, problem, record);
+  return launch(check_targets_kernel, Grid{1, kThreads, 1, kExchangeBytes}, stream, problem,
+                record);
 }
 
 cudaError_t launch_scale(void* values, DType dtype, int64_t count, const void* factor,

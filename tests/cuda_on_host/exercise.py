@@ -1,0 +1,89 @@
+"""Every kernel, on the host, against float64: run by test_kernels.py once per build and order.
+
+    python exercise.py [--quick]
+
+Reaches each strategy and team (one thread, four lanes, a warp, a block, a cluster, streaming, split
+rows, both reads of a gradient), each dtype and kind of term, rows that begin anywhere, ignored rows,
+and logits of -inf. `--quick` keeps rows short, for the sanitizers.
+"""
+
+import sys
+from itertools import product
+
+import torch
+
+import torchce_cuda as ce
+from torchce_cuda import reference
+
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+LOSS_TOLERANCE = {F64: 1e-12, F32: 1e-5, BF16: 1e-5, F16: 1e-5}
+GRAD_TOLERANCE = {F64: 1e-12, F32: 3e-6, BF16: 6e-3, F16: 1e-3}
+OPTIONS = [
+    {},
+    {"gamma": 1.5, "weight": True, "z_loss": 1e-3},
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 0.1, "weight": True, "logit_scale": -1.3, "logit_softcap": 5.0},
+    {"label_smoothing": 0.1, "gamma": 2.0},
+    {"probabilities": True, "weight": True},
+    {"probabilities": True, "gamma": 0.5},
+]
+QUICK = [(9, 10), (5, 130), (3, 1001), (2, 2100), (2, 13, 5)]
+LONG = [(3, 1), (40, 33), (3, 4096), (2, 9001), (2, 20_001), (2, 50_257), (1, 131_072)]
+LONG += [(1, 270_001), (2, 1500, 3), (1, 5000, 3)]
+
+
+def largest(error: torch.Tensor, size: torch.Tensor) -> float:
+    return (error.abs().max() / size.abs().max().clamp_min(1e-30)).item()
+
+
+def check(shape: tuple[int, ...], dtype: torch.dtype, options: dict, offset: int) -> None:
+    options = dict(options)
+    classes = shape[1]
+    memory = torch.empty(offset + torch.Size(shape).numel(), dtype=dtype)[offset:]
+    logits = memory.view(shape).copy_(3 * torch.randn(shape)).requires_grad_()
+    if options.pop("probabilities", False):
+        target = torch.rand(shape).softmax(1).to(dtype)
+    else:
+        target = torch.randint(classes, (shape[0], *shape[2:]))
+        target[0] = -100 if shape[0] > 1 else 0
+        if classes > 2 and "label_smoothing" not in options:
+            with torch.no_grad():
+                logits.select(1, 1)[target != 1] = -torch.inf
+    if "weight" in options:
+        options["weight"] = torch.rand(classes, dtype=torch.promote_types(dtype, F32))
+    exact_options = {k: v.double() if k == "weight" else v for k, v in options.items()}
+    exact_target = target.double() if target.is_floating_point() else target
+
+    for reduction in ("mean", "none"):
+        exact = logits.detach().double().requires_grad_()
+        exact_loss = reference.cross_entropy(
+            exact, exact_target, reduction=reduction, **exact_options
+        )
+        upstream = torch.linspace(-1, 2, exact_loss.numel(), dtype=F64).view_as(exact_loss)
+        (exact_grad,) = torch.autograd.grad(exact_loss, exact, upstream)
+        for inplace in (False, True):
+            input = logits * 1 if inplace else logits
+            loss = ce.cross_entropy(input, target, reduction=reduction, inplace=inplace, **options)
+            (grad,) = torch.autograd.grad(loss, logits, upstream.to(loss))
+            where = f"{shape} {dtype} {options.keys()} {offset=} {reduction} {inplace=}"
+            assert largest(loss - exact_loss, exact_loss) <= LOSS_TOLERANCE[dtype], where
+            assert largest(grad - exact_grad, exact_grad) <= GRAD_TOLERANCE[dtype], where
+            assert not (grad == 0).all() or (exact_grad == 0).all(), where
+
+
+def main() -> None:
+    assert "cuda_on_host" in ce.__file__, ce.__file__
+    torch.manual_seed(0)
+    quick = "--quick" in sys.argv
+    shapes = QUICK if quick else QUICK + LONG
+    count = 0
+    for shape, dtype, options in product(shapes, (F32, BF16, F16, F64), OPTIONS):
+        if shape[1] > 9001 and (dtype == F16 or len(shape) > 2):
+            continue
+        for offset in (0, 1) if len(shape) == 2 else (0,):
+            check(shape, dtype, options, offset)
+            count += 1
+    print(f"{count} problems agree with float64")
+
+
+main()
