@@ -10,11 +10,19 @@ import torch
 import torch.nn.functional as F
 
 from bench import check, environment, memory, report, results, run, timing, traffic
-from bench.cases import OPTION_BUDGETS, OPTIONS, PLAIN, SPEEDUP_BUDGETS, WORKS
+from bench.cases import (
+    COPY_BUDGETS,
+    OPTION_BUDGETS,
+    OPTIONS,
+    PLAIN,
+    SPEEDUP_BUDGETS,
+    WORKS,
+    WORKS_OF_DEVICE,
+)
 from bench.comparison import compare, share_of_copy
 from bench.environment import ROOT
 from bench.problem import CALL_OF_WORK, Copy, Problem
-from bench.providers import COMPILED, OURS, PROVIDERS, TORCH, Provider
+from bench.providers import COMPILED, LIGER, OURS, PROVIDERS, QUACK, TORCH, Provider
 from bench.results import Result
 from bench.shapes import SHAPES, Shape
 
@@ -44,7 +52,12 @@ def test_traffic_of_a_copy_is_a_read_and_a_write():
 
 def test_every_name_that_results_refer_to_exists():
     assert set(traffic.BYTES_OF_WORK) == set(CALL_OF_WORK) == set(WORKS)
-    assert set(OPTION_BUDGETS) <= set(OPTIONS)
+    for device, budgets in OPTION_BUDGETS.items():
+        assert set(budgets) <= set(OPTIONS)
+        assert set(WORKS_OF_DEVICE[device]) <= set(WORKS)
+    for shape, work in COPY_BUDGETS:
+        assert "cuda" in SHAPES[shape].devices
+        assert work in WORKS
     for shape, dtype, work in SPEEDUP_BUDGETS:
         assert dtype in SHAPES[shape].dtypes
         assert work in WORKS
@@ -105,7 +118,9 @@ def test_the_check_accepts_what_is_right(option, dtype):
     expected = check.Expected(problem, option)
     for name in (OURS, TORCH):
         provider = PROVIDERS[name]
-        for work in WORKS if provider.supports(option) else ():
+        for work in WORKS:
+            if not provider.supports(option, work):
+                continue
             call = CALL_OF_WORK[work](provider.load(work), problem, option)
             errors = expected.errors(call)
             assert errors.within(check.TOLERANCE[dtype]), f"{name} {work}: {errors}"
@@ -164,8 +179,34 @@ def test_a_provider_that_cannot_be_loaded_is_skipped_with_the_reason(monkeypatch
         raise ImportError("needs a CUDA device")
 
     monkeypatch.setitem(PROVIDERS, "absent", Provider("absent", load, frozenset()))
-    assert "absent" not in [provider.name for provider in run.available_providers()]
+    assert "absent" not in [provider.name for provider in run.available_providers(PROVIDERS)]
     assert "skipped absent: needs a CUDA device" in capsys.readouterr().err
+
+
+def test_peers_are_called_with_their_own_names_for_the_options(monkeypatch):
+    calls = {}
+    for path, function in {
+        "liger_kernel.transformers.functional": "liger_cross_entropy",
+        "quack.cross_entropy": "cross_entropy",
+    }.items():
+        module = SimpleNamespace(
+            **{function: lambda *args, path=path, **kw: calls.update({path: kw})}
+        )
+        parents = path.split(".")[:-1]
+        for depth in range(len(parents)):
+            monkeypatch.setitem(sys.modules, ".".join(parents[: depth + 1]), SimpleNamespace())
+        monkeypatch.setitem(sys.modules, path, module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
+    PROVIDERS[LIGER].load("one_pass")(logits, target=target, z_loss=0.5, logit_softcap=30.0)
+    PROVIDERS[QUACK].load("one_pass")(logits, target=target)
+    assert calls["liger_kernel.transformers.functional"] == {
+        "label_smoothing": 0.0,
+        "lse_square_scale": 0.5,
+        "softcap": 30.0,
+    }
+    assert calls["quack.cross_entropy"] == {"target": target, "inplace_backward": True}
+    assert not PROVIDERS[LIGER].supports(OPTIONS[PLAIN], "forward")
 
 
 def test_one_pass_gets_new_logits_for_every_call():
@@ -222,6 +263,21 @@ def row(provider, median_us, option=PLAIN, work="forward_backward"):
         "other_error": None,
     }
     return Result(**values)
+
+
+def test_a_share_of_the_copy_is_a_budget_on_a_gpu():
+    rows = [
+        dataclasses.replace(
+            row(provider, time, work="backward"), device="cuda", shape="head-1000", bytes=4000
+        )
+        for provider, time in ((OURS, 2.5), (LIGER, 2.0))
+    ]
+    (slow,) = compare(rows)  # 4000 bytes in 2.5 us, where they are copied in 2
+    assert (slow.copy_budget, slow.met, slow.lost) == (0.88, False, True)
+    assert report.peers(slow) == "Liger 2.00 µs (0.80x)"
+    (fast,) = compare([dataclasses.replace(rows[0], median_us=2.1)])
+    assert (fast.met, fast.lost) == (True, False)
+    assert report.budget(fast) == "≥ 88% of copy: met"
 
 
 RESULTS = [

@@ -3,9 +3,11 @@
 import ctypes
 import functools
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import resource_gate
 import torch
 from cuda_on_host.build import build_host_library, why_not
 
@@ -86,6 +88,20 @@ def test_a_row_too_long_for_a_block() -> None:
     logits, target = example(1, 60001, torch.float32)
     assert run("8_row_in_shared_memory", logits, target)[0] != 0
     check("9_cluster", logits, target)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_nothing_is_spilled() -> None:
+    kernels = resource_gate.resources([FOLDER / f"{step}.cu" for step in STEPS], (80, 90))
+    assert {kernel.name: kernel.spills for kernel in kernels if kernel.spills} == {}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_header_has_the_same_lines(step: str) -> None:
+    header = (FOLDER / f"{step}.cu").read_text().split("#include")[0]
+    found = re.findall(r"^// (Step \d+|Adds|Moves|Bound|Gain|Time)", header, re.M)
+    assert found == [f"Step {step.split('_')[0]}", "Adds", "Moves", "Bound", "Gain", "Time"]
 
 
 def test_the_table_names_the_steps() -> None:

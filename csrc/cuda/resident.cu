@@ -28,7 +28,7 @@ class ResidentRow {
 
   __device__ __forceinline__ void wait() const {
     copy_wait<0>();
-    slots_.synchronise(row_);
+    slots_.synchronise();
   }
 
   template <class Body>

@@ -132,9 +132,10 @@ class Slots {
     }
   }
 
-  // After `copy_wait`, before a neighbour's packet is read, and again before it is overwritten.
-  __device__ __forceinline__ void synchronise(const RowView<T>& row) const {
-    if (kGroup == 1 || row.shift == 0) return;
+  // After `copy_wait`, before a neighbour's packet is read; and again before it is overwritten, in
+  // shared memory or, where the gradient takes the logits' place, in the row itself.
+  __device__ __forceinline__ void synchronise() const {
+    if (kGroup == 1) return;
     constexpr unsigned kAll = kGroup == 32 ? 0xffffffffu : (1u << kGroup % 32) - 1;
     const unsigned lane = threadIdx.x % 32;
     __syncwarp(kAll << (lane - lane % kGroup));
@@ -163,7 +164,7 @@ class PacketQueue {
 
   __device__ __forceinline__ uint4 next() {
     copy_wait<kQueueSlots - 2>();
-    slots_.synchronise(row_);
+    if (row_.shift != 0) slots_.synchronise();  // else every thread reads its own packet alone
     fetch_one();  // into the slot that the whole group has used up
     const uint4 bits = kGroup == 1 ? *slots_.at(read_) : cut_piece<T>(slots_.at(read_), row_.shift);
     read_ = (read_ + 1) % kQueueSlots;

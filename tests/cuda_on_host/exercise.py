@@ -3,8 +3,8 @@
     python exercise.py [--quick]
 
 Reaches each strategy and team (one thread, four lanes, a warp, a block, a cluster, streaming, split
-rows, both reads of a gradient), each dtype and kind of term, rows that begin anywhere, ignored rows,
-and logits of -inf. `--quick` keeps rows short, for the sanitizers.
+rows, both reads of a gradient), each dtype and kind of term, rows that begin anywhere, ignored
+rows, and logits of -inf. `--quick` keeps rows short, for the sanitizers.
 """
 
 import sys

@@ -1,0 +1,307 @@
+"""The GPU report without a GPU: its sections keep to their time and out of each other's way."""
+
+import json
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench import device_timing, environment, gpu_report, results, run, sections, timing
+from bench.__main__ import parser
+from bench.cases import OPTIONS, PLAIN
+from bench.gpu_report import FILES
+from bench.problem import Forward, Problem
+from bench.providers import Provider
+from bench.sections import DONE, FAILED, SKIPPED, STOPPED, Section
+from bench.shapes import SHAPES, Shape
+from bench.timing import Summary
+
+KNOWN = {"cores": "16", "gpu compute_cap": "9.0"}
+
+
+def section(name, code="pass", seconds=20.0, **rest):
+    return Section(name, [sys.executable, "-c", code], seconds, **rest)
+
+
+def run_all(folder, *planned, seconds=60.0):
+    reports = []
+    deadline = time.monotonic() + seconds
+    outcomes = sections.run_all(planned, folder, deadline, lambda so_far: reports.append(so_far[:]))
+    assert [len(so_far) for so_far in reports] == list(range(1, len(planned) + 1))
+    return outcomes
+
+
+def test_a_crash_does_not_stop_the_rest(tmp_path):
+    crash = "import os; print('before', flush=True); os.abort()"
+    first, second = run_all(tmp_path, section("crash", crash), section("next", "print('after')"))
+    assert (first.status, first.reason, first.tail) == (FAILED, "exit status -6", "before")
+    assert (second.status, second.tail) == (DONE, "after")
+
+
+def test_without_an_essential_section_nothing_follows(tmp_path):
+    first, second = run_all(
+        tmp_path, section("build", "raise SystemExit(1)", essential=True), section("next")
+    )
+    assert (first.status, first.reason) == (FAILED, "exit status 1")
+    assert (second.status, second.reason) == (SKIPPED, "needs build: failed")
+
+
+def test_a_section_is_asked_to_end_and_then_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "GRACE_SECONDS", 0.5)
+    asked = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('summed up')"
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    started = time.monotonic()
+    outcomes = run_all(tmp_path, section("asked", asked, 2.0), section("deaf", deaf, 2.0))
+    assert time.monotonic() - started < 8
+    assert [outcome.status for outcome in outcomes] == [STOPPED, STOPPED]
+    assert outcomes[0].tail == "summed up"
+    assert outcomes[0].reason == "took its 2 s"
+
+
+def test_what_may_take_longer_than_is_left_is_skipped_with_the_reason(tmp_path):
+    long, short = run_all(
+        tmp_path, section("long", seconds=100.0), section("short", seconds=50.0), seconds=60.0
+    )
+    assert long.status == SKIPPED
+    assert long.reason.endswith("s left, it may take 100 s")
+    assert short.status == DONE
+
+
+def test_what_cannot_run_here_is_skipped_with_the_reason(tmp_path):
+    (outcome,) = run_all(tmp_path, section("memcheck", obstacle="no such program"))
+    assert (outcome.status, outcome.reason) == (SKIPPED, "no such program")
+
+
+def test_sections_share_a_log_whose_size_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "MOST_LOG_BYTES", 12)
+    first, second = run_all(
+        tmp_path, section("a", "print('first')", log="log"), section("b", "print(2)", log="log")
+    )
+    assert (first.tail, second.tail) == ("first", "2")
+    assert (tmp_path / "log").read_text() == "first\n2\n"
+    run_all(tmp_path, section("c", "print('third')", log="log"))
+    assert (tmp_path / "log").read_text() == "rst\n2\nthird\n"[-12:]
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rehearsal")
+    (folder / gpu_report.RESULTS).write_text("of an earlier run")
+    assert gpu_report.run(folder, 3.0, "cpu") == 0
+    return folder
+
+
+def test_a_rehearsal_writes_the_files_promised(rehearsal):
+    written = {path.name for path in rehearsal.iterdir()}
+    assert written == set(FILES) - {gpu_report.SANITIZER_LOG}
+    assert len(FILES) <= 8
+    assert all((rehearsal / name).stat().st_size < 16 << 20 for name in written)
+    known = json.loads((rehearsal / gpu_report.ENVIRONMENT).read_text())
+    assert known["torch"] == torch.__version__
+    assert {"cpu", "cores", "commit", "date", "copy GB/s"} <= set(known)
+
+
+def test_a_rehearsal_measures(rehearsal):
+    header, *_ = (rehearsal / gpu_report.RESULTS).read_text().splitlines()
+    assert header.split(",") == results.COLUMNS
+    rows = results.read(rehearsal / gpu_report.RESULTS)
+    assert {row.status for row in rows} == {results.OK}
+    assert {row.work for row in rows} == {"forward", "forward_backward", "one_pass"}
+    assert all(row.median_us > 0 and row.copy_us > 0 for row in rows)
+
+
+def test_a_rehearsal_reports_every_section(rehearsal):
+    text = (rehearsal / gpu_report.REPORT).read_text()
+    for name in ("build", "smoke test", "copy bandwidth", "forward", "tests", "plots"):
+        assert f"| {name} | done |" in text
+    assert "| memcheck | skipped |  | 1 | it watches a GPU |" in text
+    assert "96 of 96 results right" in text
+    assert "#### Plain loss" in text
+    assert "(logits-speedup.png)" in text
+
+
+def test_a_report_begun_says_what_is_to_come(tmp_path):
+    (tmp_path / gpu_report.ENVIRONMENT).write_text("{}")
+    planned = [section("first"), section("second", seconds=7.0)]
+    outcome = sections.Outcome("first", FAILED, 1.2, "exit status 1", "a | b\nlast")
+    text = gpu_report.render(tmp_path, planned, [outcome])
+    assert "| first | failed | 1 | 20 | exit status 1 |" in text
+    assert "| second | not begun | | 7 | |" in text
+    assert "```\na | b\nlast\n```" in text
+
+
+def test_a_report_that_cannot_be_rendered_does_not_stop_the_rest(tmp_path, monkeypatch, capsys):
+    def render(*arguments):
+        raise ValueError("no such column")
+
+    monkeypatch.setattr(gpu_report, "render", render)
+    monkeypatch.setattr(gpu_report, "plan", lambda *_: [section("a"), section("b")])
+    assert gpu_report.run(tmp_path, 1.0, "cpu") == 0
+    said = capsys.readouterr().err
+    assert "b: done" in said
+    assert "ValueError: no such column" in said
+
+
+def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(environment, "query_gpu", dict)
+    assert gpu_report.run(tmp_path / "out", 9.0, "cuda") == 1
+    assert "no GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_benchmark_on_a_gpu_is_one_that_exists(tmp_path):
+    planned = gpu_report.plan(tmp_path, "cuda", KNOWN)
+    measured = set()
+    for each in planned:
+        if each.command[1:4] == ["-m", "bench", "logits"]:
+            arguments = parser().parse_args(each.command[3:])
+            measured.update(arguments.shapes)
+            for shape in (SHAPES[name] for name in arguments.shapes):
+                assert "cuda" in shape.devices
+                assert set(arguments.dtypes or shape.dtypes) & set(shape.dtypes)
+    assert measured == {name for name, shape in SHAPES.items() if "cuda" in shape.devices}
+
+
+def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
+    planned = gpu_report.plan(tmp_path, "cuda", KNOWN)
+    names = [each.name for each in planned]
+    assert names[:4] == ["build", "smoke test", "copy bandwidth", "forward"]
+    assert names.index("tests") < names.index("memcheck") < names.index("options")
+    assert names[-1] == "plots"
+    assert [each.name for each in planned if each.essential] == ["build", "smoke test"]
+    assert planned[0].variables["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    # What is worth most fits even if it all takes as long as it may.
+    assert sum(each.seconds for each in planned[: names.index("memcheck")]) <= 9 * 60
+
+
+def test_a_gpu_is_described_by_name(monkeypatch):
+    line = "NVIDIA X, 1.2, 9.0, 80 MiB, P0, 1 MHz, 2 MHz, 3 MHz, 4 MHz, 5 W, 6 W, 30\n"
+    monkeypatch.setattr(
+        environment.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=line)
+    )
+    found = environment.query_gpu()
+    assert (found["name"], found["compute_cap"], found["power.limit"]) == ("NVIDIA X", "9.0", "6 W")
+
+
+class FakeDevice:
+    """A clock that each call moves on, for events to read."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.log = 0.0, []
+        monkeypatch.setattr(torch.cuda, "Event", lambda **_: FakeEvent(self))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.log.append("wait"))
+
+    def contender(self, prepare, run):
+        """A contender of these durations in milliseconds."""
+
+        def spend(name, duration):
+            self.now += duration
+            self.log.append(name)
+
+        return SimpleNamespace(
+            prepare=lambda: spend("prepare", prepare),
+            run=lambda: spend("run", run),
+            release=lambda: self.log.append("release"),
+        )
+
+
+class FakeEvent:
+    def __init__(self, device):
+        self.device = device
+
+    def record(self):
+        self.time = self.device.now
+
+    def elapsed_time(self, end):
+        return end.time - self.time
+
+
+def test_events_see_the_work_alone_and_a_call_goes_ahead(monkeypatch):
+    device = FakeDevice(monkeypatch)
+    assert device_timing.time_calls(device.contender(prepare=5.0, run=2.0), 2) == 2000.0
+    assert device.log == ["prepare", "run"] * 3 + ["wait", "release"]
+
+
+@pytest.mark.parametrize(("rows", "count"), [(64, 64), (1024, 24), (1 << 17, 0)])
+def test_copies_exceed_the_cache_where_calls_are_short(monkeypatch, rows, count):
+    cache = SimpleNamespace(L2_cache_size=8_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: cache)
+    problem = Problem(Shape("x", (rows, 250), ""), torch.float32)  # 1000 bytes a row
+    if count == 0:
+        monkeypatch.setattr(device_timing, "LONG_CALL_BYTES", problem.logits.nbytes)
+    copies = device_timing.copies(problem)
+    assert len(copies) == count
+    assert len({copy.logits.data_ptr() for copy in copies}) == count
+    assert all(torch.equal(copy.logits, problem.logits) for copy in copies)
+
+
+def test_a_graph_holds_the_work_apart_from_its_preparation(monkeypatch):
+    device = FakeDevice(monkeypatch)
+    log = device.log
+
+    @contextmanager
+    def mark(name):
+        log.append(f"{name} begins")
+        yield
+        log.append(f"{name} ends")
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda side: mark("warm-up"))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: mark("capture"))
+    graphs = iter("AB")
+    monkeypatch.setattr(
+        torch.cuda,
+        "CUDAGraph",
+        lambda: SimpleNamespace(replay=partial(log.append, f"replay {next(graphs)}")),
+    )
+    call = device.contender(0.0, 0.0)
+    call.prepares = True
+    replay = device_timing.Replay([call, call])
+    assert log[0] == "warm-up begins"
+    captured = log[log.index("wait") + 1 :]
+    assert captured == [
+        *("capture begins", "prepare", "prepare", "capture ends"),
+        *("capture begins", "run", "run", "capture ends"),
+    ]
+    log.clear()
+    replay.prepare()
+    replay.run()
+    assert log == ["replay A", "replay B"]
+
+
+def test_what_cannot_be_captured_is_reported_and_the_rest_is_timed(monkeypatch):
+    class Calls:
+        def __init__(self, calls):
+            if calls[0].run() is None:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            self.prepare, self.run, self.release = (
+                calls[0].prepare,
+                calls[0].run,
+                calls[0].release,
+            )
+
+    problem = Problem(SHAPES["small"], torch.float32)
+    monkeypatch.setattr(device_timing, "copies", lambda problem: [problem, problem.copy()])
+    monkeypatch.setattr(device_timing, "Replay", Calls)
+    monkeypatch.setattr(device_timing, "time_calls", timing.time_calls)
+    contenders = []
+    for name, loss in {"right": F.cross_entropy, "planted": lambda *_, **__: None}.items():
+        contender = run.Contender("forward", OPTIONS[PLAIN], Provider(name, None, frozenset()))
+        contender.call = Forward(loss, problem, contender.option)
+        contenders.append(contender)
+    times = run.times_on_device(problem, contenders)
+    assert set(times) == {"plain right", run.COPY}
+    assert times["plain right"].calls % 2 == 0
+    assert [each.status for each in contenders] == [results.OK, results.FAILED]
+    assert contenders[1].detail.startswith("RuntimeError: operation not permitted")
+
+
+def test_the_time_of_one_call_of_a_graph():
+    assert Summary(8.0, 4.0, 12.0, 9, 3).of_one(4) == Summary(2.0, 1.0, 3.0, 9, 12)
