@@ -1,15 +1,21 @@
 # make demo    a virtual environment, the build, then two real trainings
 # make test    the same set-up, then all tests
+# make gpu-report OUT=dir    on a machine with a GPU, in at most MINUTES: build, check and measure
 #
 # PYTHON  the interpreter to begin with
 # VENV    the virtual environment; "none" takes PYTHON as it is, installs nothing and builds in place
 # TORCH   the torch to install, 2.11 to 2.15 (each in a VENV of its own); empty: the one PYTHON has
+# PEERS   a folder of other kernels' packages that gpu-report measures beside ours
 
 PYTHON ?= python3
-VENV ?= .venv
+# a GPU comes with a torch of its own
+VENV ?= $(if $(filter gpu-report,$(MAKECMDGOALS)),none,.venv)
 TORCH ?= torch==2.13.0
+OUT ?= out/gpu
+MINUTES ?= 9
 
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/cuda_on_host/*.h \
+    tests/cuda_on_host/*.cpp tests/cuda_on_host/*.cu bench/progression/*.cu bench/progression/*.cuh)
 
 ifeq ($(VENV),none)
     PY := $(PYTHON)
@@ -22,7 +28,7 @@ else
     export PATH := $(abspath $(VENV))/bin:$(PATH)# where the build looks for ninja
 endif
 
-.PHONY: demo test load-test bench lint format venv build clean
+.PHONY: demo test load-test bench gpu-report lint format venv build clean
 
 demo: build
 	$(PY) -m demo
@@ -35,6 +41,9 @@ load-test: build
 
 bench: build
 	$(PY) -m bench logits --device cpu
+
+gpu-report: venv
+	$(if $(PEERS),PYTHONPATH=$(abspath $(PEERS)):$$PYTHONPATH) $(PY) -m bench gpu-report --out $(OUT) --minutes $(MINUTES)
 
 lint: build
 	$(PY) -m ruff check

@@ -1,4 +1,4 @@
-"""The command line: `logits` measures, `report` renders what was measured."""
+"""The command line: `logits` measures, `report` renders, `gpu-report` does both on a GPU."""
 
 import argparse
 import sys
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from bench import report
-from bench.cases import OPTIONS, WORKS
+from bench import gpu_report, report
+from bench.cases import OPTIONS, WORKS, WORKS_OF_DEVICE
 from bench.environment import ROOT
-from bench.run import Plan, run
+from bench.providers import PROVIDERS
 from bench.shapes import SHAPES
 
 
@@ -24,14 +24,15 @@ def parser() -> argparse.ArgumentParser:
 
     logits = commands.add_parser("logits", help="measure the loss of given logits")
     logits.set_defaults(command=measure_logits)
-    logits.add_argument("--device", choices=["cpu"], default="cpu")
+    logits.add_argument("--device", choices=WORKS_OF_DEVICE, default="cpu")
     logits.add_argument("--threads", type=int, default=torch.get_num_threads())
-    logits.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME")
+    logits.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="NAME")
     logits.add_argument(
         "--dtypes", nargs="+", choices=["float32", "bfloat16", "float16", "float64"]
     )
-    logits.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
+    logits.add_argument("--works", nargs="+", choices=WORKS)
     logits.add_argument("--options", nargs="+", choices=OPTIONS)
+    logits.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
     logits.add_argument("--minutes", type=float, help="begin no shape after this long")
     logits.add_argument("--csv", type=Path, help="default: bench/results/<this machine>.csv")
     logits.add_argument("--no-memory", action="store_true", help="time only")
@@ -41,16 +42,30 @@ def parser() -> argparse.ArgumentParser:
     render.add_argument(
         "--check", action="store_true", help="write nothing, fail if anything is stale"
     )
+    render.add_argument("--plots-of", type=Path, metavar="CSV", help="only draw these, beside it")
+
+    on_gpu = commands.add_parser("gpu-report", help="build, check and measure on the GPU at hand")
+    on_gpu.set_defaults(command=report_on_gpu)
+    on_gpu.add_argument("--out", type=Path, required=True, help="folder of the results")
+    on_gpu.add_argument("--minutes", type=float, default=9.0, help="at most, everything together")
+    on_gpu.add_argument(
+        "--device", choices=WORKS_OF_DEVICE, default="cuda", help="cpu: a rehearsal, tiny shapes"
+    )
     return top
 
 
 def measure_logits(arguments: argparse.Namespace) -> int:
+    from bench.run import Plan, run  # late: `gpu-report` begins before there is a build
+
+    device = arguments.device
+    names = arguments.shapes or [name for name in SHAPES if device in SHAPES[name].devices]
     plan = Plan(
-        device=arguments.device,
-        shapes=[SHAPES[name] for name in arguments.shapes],
+        device=device,
+        shapes=[SHAPES[name] for name in names],
         dtypes=arguments.dtypes,
-        works=arguments.works,
+        works=arguments.works or WORKS_OF_DEVICE[device],
         options=arguments.options,
+        providers=arguments.providers,
         minutes=arguments.minutes,
         weigh=not arguments.no_memory,
         threads=arguments.threads,
@@ -61,6 +76,10 @@ def measure_logits(arguments: argparse.Namespace) -> int:
 
 
 def render_report(arguments: argparse.Namespace) -> int:
+    if arguments.plots_of:
+        drawn = report.draw(report.read(arguments.plots_of))
+        print(f"drawn: {len(drawn)}")
+        return 0
     stale = report.stale(ROOT) if arguments.check else report.write(ROOT)
     for path in stale:
         print(
@@ -68,6 +87,10 @@ def render_report(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if arguments.check and stale else 0
+
+
+def report_on_gpu(arguments: argparse.Namespace) -> int:
+    return gpu_report.run(arguments.out, arguments.minutes, arguments.device)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,14 @@ from types import MappingProxyType
 
 WORKS = {
     "forward": "forward",  # the loss alone: nothing requires a gradient
-    "forward_backward": "forward + backward",  # loss and gradient of a leaf
+    "backward": "backward",  # the gradient of a leaf whose loss is known
+    "forward_backward": "forward + backward",  # both
     "one_pass": "one pass in place",  # the same of a layer's output, which ours may overwrite
 }
+
+# On a CPU the gradient of a small problem is made in the forward pass, so there is no backward pass
+# to time alone.
+WORKS_OF_DEVICE = {"cpu": ("forward", "forward_backward", "one_pass"), "cuda": tuple(WORKS)}
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,17 @@ OPTIONS = {
         Option("weight", weighted=True),
         Option("focal", arguments={"gamma": 2.0}),
         Option("smoothing", arguments={"label_smoothing": 0.1}),
+        Option("z-loss", arguments={"z_loss": 1e-4}),
         Option("weight+focal", weighted=True, arguments={"gamma": 2.0}),
         Option("focal+smoothing", arguments={"gamma": 2.0, "label_smoothing": 0.1}),
         Option("probabilities", probabilities=True),
         Option("probabilities+focal", probabilities=True, arguments={"gamma": 2.0}),
         Option("softcap", arguments={"logit_softcap": 30.0}),
+        Option(
+            "all",
+            weighted=True,
+            arguments={"gamma": 2.0, "label_smoothing": 0.1, "z_loss": 1e-4, "logit_softcap": 30.0},
+        ),
     )
 }
 
@@ -50,13 +61,35 @@ SPEEDUP_BUDGETS = {
     ("small", "float32", "forward_backward"): 1.0,
 }
 
-# Time of ours with the option / ours plain, at most: option -> ratio. Probabilities without focal
-# modulation have none: as many bytes as the logits are read on top, so the plain time says little.
+# Time of ours with the option / ours plain, at most: device -> option -> ratio. Probabilities
+# without focal modulation have none: as many bytes as the logits are read on top, so the plain time
+# says little.
 OPTION_BUDGETS = {
-    "weight": 1.1,
-    "focal": 1.1,
-    "smoothing": 1.1,
-    "weight+focal": 1.1,
-    "focal+smoothing": 1.6,
-    "probabilities+focal": 1.6,
+    "cpu": {
+        "weight": 1.1,
+        "focal": 1.1,
+        "smoothing": 1.1,
+        "weight+focal": 1.1,
+        "focal+smoothing": 1.6,
+        "probabilities+focal": 1.6,
+    },
+    "cuda": {
+        "weight": 1.05,
+        "focal": 1.05,
+        "smoothing": 1.05,
+        "z-loss": 1.05,
+        "focal+smoothing": 1.05,
+        "softcap": 1.15,
+    },
+}
+
+# Bandwidth of ours / of a copy, at least: (shape, work) -> share. Plain loss, on a CUDA device.
+COPY_BUDGETS = {
+    (f"head-{cols}", work): 0.88
+    for cols in (1000, 4096, 32000, 50257, 50264, 151936, 256000)
+    for work in ("forward", "backward", "one_pass")
+} | {
+    ("head-128256", "forward"): 0.92,
+    ("head-128256", "backward"): 0.92,
+    ("head-128256", "one_pass"): 0.90,
 }

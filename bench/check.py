@@ -43,12 +43,6 @@ class Errors:
         )
 
 
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """max |actual - expected| / max |expected|; infinite if a NaN is among them."""
-    error = ((actual - expected).abs().max() / expected.abs().max()).item()
-    return math.inf if math.isnan(error) else error
-
-
 class Expected:
     """Loss and gradient in float64, from the same rounded inputs."""
 
@@ -64,11 +58,11 @@ class Expected:
         if option.weighted and not option.probabilities:
             divisor = arguments["weight"][target].sum()
 
-        self.loss = torch.zeros((), dtype=torch.float64)
-        self.gradient = torch.empty(problem.shape.size, dtype=torch.float64)
+        self.loss = torch.zeros((), dtype=torch.float64, device=problem.device)
+        self.gradient = torch.empty(problem.shape.size, dtype=torch.float64, device=problem.device)
         step = max(1, CHUNK_ELEMENTS // problem.logits[0].numel())
-        for start in range(0, len(target), step):
-            part = slice(start, start + step)
+        self.parts = [slice(start, start + step) for start in range(0, len(target), step)]
+        for part in self.parts:
             logits = problem.logits[part].double().requires_grad_()
             loss = (
                 reference.cross_entropy(logits, target[part], reduction="sum", **arguments)
@@ -77,23 +71,43 @@ class Expected:
             loss.backward()
             self.loss += loss.detach()
             self.gradient[part] = logits.grad
-
-        self.is_target = None  # [N, C, d1, ...]
-        if not option.probabilities:
-            self.is_target = torch.zeros(problem.shape.size, dtype=torch.bool)
-            self.is_target.scatter_(1, target.unsqueeze(1), True)
+        self.index = None if option.probabilities else target.unsqueeze(1)  # [N, 1, d1, ...]
 
     def errors(self, call: Forward) -> Errors:
         """Run a call once and compare what it gives."""
         call.prepare()
-        loss = relative_error(call.run().detach(), self.loss)
+        torch.full_like(call.logits, math.nan)  # an entry that nobody writes is then likely NaN
+        loss = _Largest()
+        loss.add(call.run().detach(), self.loss)
         gradient = call.gradient()
         if gradient is None:
-            return Errors(loss)
-        if self.is_target is None:
-            return Errors(loss, other=relative_error(gradient, self.gradient))
+            return Errors(loss.relative_error())
+        target, other = _Largest(), _Largest()
+        for part in self.parts:
+            actual, expected = gradient[part].double(), self.gradient[part]
+            if self.index is not None:
+                index = self.index[part]
+                target.add(actual.gather(1, index), expected.gather(1, index))
+                actual, expected = actual.scatter(1, index, 0), expected.scatter(1, index, 0)
+            other.add(actual, expected)
         return Errors(
-            loss,
-            relative_error(gradient[self.is_target], self.gradient[self.is_target]),
-            relative_error(gradient[~self.is_target], self.gradient[~self.is_target]),
+            loss.relative_error(),
+            None if self.index is None else target.relative_error(),
+            other.relative_error(),
         )
+
+
+class _Largest:
+    """The largest error and the largest value of what was added, part by part."""
+
+    def __init__(self):
+        self._errors, self._values = [], []
+
+    def add(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
+        self._errors.append((actual - expected).abs().max())
+        self._values.append(expected.abs().max())
+
+    def relative_error(self) -> float:
+        """max |actual - expected| / max |expected|; infinite if a NaN is among them."""
+        error = (torch.stack(self._errors).max() / torch.stack(self._values).max()).item()
+        return math.inf if math.isnan(error) else error

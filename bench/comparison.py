@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.cases import OPTION_BUDGETS, OPTIONS, PLAIN, SPEEDUP_BUDGETS, WORKS
-from bench.providers import COMPILED, OURS, TORCH
+from bench.cases import COPY_BUDGETS, OPTION_BUDGETS, OPTIONS, PLAIN, SPEEDUP_BUDGETS, WORKS
+from bench.providers import COMPILED, OURS, PROVIDERS, TORCH
 from bench.results import OK, Result
 from bench.shapes import SHAPES
+
+PEERS = [name for name in PROVIDERS if name not in (OURS, TORCH, COMPILED)]
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Comparison:
     torch: Result | None
     compiled: Result | None
     plain: Result | None  # ours without any option, in the same rounds
+    peers: Sequence[Result] = ()  # whoever else was timed
 
     @property
     def speedup(self) -> float | None:
@@ -42,29 +45,38 @@ class Comparison:
     def speedup_budget(self) -> float | None:
         """The least speed-up that was promised."""
         key = (self.case.shape, self.case.dtype, self.case.work)
-        return SPEEDUP_BUDGETS.get(key) if self.is_plain else None
+        promised = self.is_plain and self.case.device == "cpu"
+        return SPEEDUP_BUDGETS.get(key) if promised else None
 
     @property
     def cost_budget(self) -> float | None:
         """The largest cost that was promised."""
-        return OPTION_BUDGETS.get(self.case.option)
+        return OPTION_BUDGETS[self.case.device].get(self.case.option)
+
+    @property
+    def copy_budget(self) -> float | None:
+        """The least share of the copy bandwidth that was promised."""
+        return COPY_BUDGETS.get((self.case.shape, self.case.work)) if self.is_plain else None
 
     @property
     def met(self) -> bool | None:
         """Whether the promise is kept; None where there is none, or nothing to compare with."""
-        promised = self.speedup_budget is not None or self.cost_budget is not None
-        if promised and self.ours is None:
-            return False
+        budgets = (self.speedup_budget, self.cost_budget, self.copy_budget)
+        if self.ours is None:
+            return False if any(budget is not None for budget in budgets) else None
         if self.speedup_budget is not None and self.speedup is not None:
             return self.speedup >= self.speedup_budget
         if self.cost_budget is not None and self.cost is not None:
             return self.cost <= self.cost_budget
+        if self.copy_budget is not None:
+            return share_of_copy(self.ours) >= self.copy_budget
         return None
 
     @property
     def lost(self) -> bool:
         """Whether another provider is faster, or a budget is missed."""
-        ratios = (self.speedup, self.speedup_over_compiled)
+        ratios = [self.speedup, self.speedup_over_compiled]
+        ratios += [time_ratio(peer, self.ours) for peer in self.peers]
         return self.met is False or any(ratio is not None and ratio < 1 for ratio in ratios)
 
 
@@ -85,6 +97,7 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
             timed.get((*case, TORCH)),
             timed.get((*case, COMPILED)),
             timed.get((*case[:-1], PLAIN, OURS)),
+            [timed[(*case, name)] for name in PEERS if (*case, name) in timed],
         )
         for case in sorted(cases, key=order)
     ]

@@ -1,4 +1,4 @@
-"""Where and how a result was measured: the columns that every row carries."""
+"""Where and how a result was measured."""
 
 import datetime
 import os
@@ -9,27 +9,82 @@ import sys
 import time
 from pathlib import Path
 
-from torchce_cuda.__main__ import report
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PROC_STAT = Path("/proc/stat")
+GPU_FIELDS = (
+    "name",
+    "driver_version",
+    "compute_cap",
+    "memory.total",
+    "pstate",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+)
 MEASURED_SOURCES = ("csrc", "torchce_cuda", "setup.py", "bench/*.py")
 
 
-def describe() -> dict[str, str]:
-    """Machine, versions, commit, date and command of this run."""
+def describe(device: str = "cpu") -> dict[str, str]:
+    """Machine, versions, commit, date and command of this run: the columns that every row carries.
+
+    A GPU is named with its driver, where a CPU has its instruction set.
+    """
+    from torchce_cuda.__main__ import report  # late: `gpu-report` begins before there is a build
+
     installed = report()
+    machine, isa = cpu_model(), installed["CPU kernels"]
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        machine = installed["GPU"]
+        isa = f"sm_{major}{minor}, driver {query_gpu().get('driver_version', 'unknown')}"
     return {
-        "machine": cpu_model(),
+        "machine": machine,
         "threads": installed["CPU threads"],
-        "isa": installed["CPU kernels"],
+        "isa": isa,
         "torch": installed["torch"],
         "python": installed["python"],
         "package": installed["torchce_cuda"],
         "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": today(),
         "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
     }
+
+
+def describe_host() -> dict[str, str]:
+    """Processor, GPU with its clocks and power, versions, commit and date; needs no build."""
+    return {
+        "cpu": cpu_model(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "commit": commit(),
+        "date": today(),
+        **{f"gpu {field}": value for field, value in query_gpu().items()},
+    }
+
+
+def query_gpu() -> dict[str, str]:
+    """What nvidia-smi says of the first GPU that CUDA sees, with units; nothing without one."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    query = f"--query-gpu={','.join(GPU_FIELDS)}"
+    command = ["nvidia-smi", f"--id={first}", query, "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = answer.stdout.strip().split(", ")
+    return dict(zip(GPU_FIELDS, values, strict=True))
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
 class OtherProcesses:

@@ -1,8 +1,10 @@
-"""Peak memory of a call as the growth of the resident set, in a process of its own per provider.
+"""Peak memory of a call.
+
+On a CPU it is the growth of the resident set, in a process of its own per provider.
 
 Memory that earlier calls left with the allocator would hide what a call needs. So the process
 returns freed blocks to the system at once, calls once to load and compile, and only then resets the
-kernel's high-water mark.
+kernel's high-water mark. On a CUDA device PyTorch's allocator counts what a call asks for.
 """
 
 import gc
@@ -34,6 +36,14 @@ def resident_growth(run: Callable[[], object]) -> int:
     peak = _status_bytes("VmHWM")
     del result
     return max(0, peak - before)
+
+
+def allocated_growth(run: Callable[[], object], device: str) -> int:
+    """Bytes by which the memory allocated on a CUDA device grows at most while `run` runs."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def measure(

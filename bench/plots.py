@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bench.cases import OPTION_BUDGETS, OPTIONS, PLAIN, WORKS
+from bench.cases import OPTIONS, PLAIN, WORKS
 from bench.comparison import Comparison
 
 COLORS = ("#4477aa", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#66ccee")
@@ -16,10 +16,12 @@ def speedup(comparisons: Sequence[Comparison], path: Path, digest: str) -> None:
     """Bars: time of F.cross_entropy / ours, per shape and work; circles: of it compiled / ours."""
     rows = [each for each in comparisons if each.is_plain and each.speedup is not None]
     groups = _groups(rows)
-    height = GROUP_WIDTH / len(WORKS)
+    works = {each.case.work for each in rows}
+    titles = {work: title for work, title in WORKS.items() if work in works}
+    height = GROUP_WIDTH / max(1, len(titles))
     figure = Figure(figsize=(8, 0.55 * len(groups) + 1.5), layout="constrained")
     axes = figure.subplots()
-    for index, (work, title) in enumerate(WORKS.items()):
+    for index, (work, title) in enumerate(titles.items()):
         of_work = {
             groups.index(_group(each)) + _offset(index, height): each
             for each in rows
@@ -40,7 +42,8 @@ def speedup(comparisons: Sequence[Comparison], path: Path, digest: str) -> None:
     axes.set_yticks(range(len(groups)), groups)
     axes.invert_yaxis()
     axes.set_xlabel("time of F.cross_entropy / time of torchce_cuda")
-    axes.legend(fontsize="small")
+    if groups:
+        axes.legend(fontsize="small")
     figure.savefig(path, dpi=110, metadata={"Source": digest})
 
 
@@ -64,9 +67,10 @@ def options(comparisons: Sequence[Comparison], path: Path, digest: str) -> None:
         }
         color = COLORS[index % len(COLORS)]
         axes.bar(list(of_group), list(of_group.values()), width, color=color, label=group)
+    budgets = {each.case.option: each.cost_budget for each in rows}
     for x, name in enumerate(names):
-        if name in OPTION_BUDGETS:
-            axes.plot([x - 0.45, x + 0.45], [OPTION_BUDGETS[name]] * 2, "k--", linewidth=0.8)
+        if budgets.get(name) is not None:
+            axes.plot([x - 0.45, x + 0.45], [budgets[name]] * 2, "k--", linewidth=0.8)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names)), names, rotation=15)
     axes.set_xlim(-0.5, len(names) - 0.5)

@@ -1,5 +1,7 @@
 """The tensors of one shape and dtype, and the calls that are timed, checked and weighed on them."""
 
+import copy
+
 import torch
 
 from bench.cases import Option
@@ -13,13 +15,15 @@ SPREAD = 3.0  # standard deviation of the logits: rows far from uniform, as in t
 class Problem:
     """Inputs that every provider and option reads: the same memory for all."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype):
-        generator = torch.Generator().manual_seed(SEED)
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: str = "cpu"):
+        generator = torch.Generator(device).manual_seed(SEED)
+        here = {"generator": generator, "device": device}
         self.shape = shape
         self.dtype = dtype
+        self.device = device
         self.logits = self._normal(generator)  # [N, C, d1, ...]
-        self.target = torch.randint(shape.cols, shape.target_size, generator=generator)
-        self.weight = (0.5 + torch.rand(shape.cols, generator=generator)).to(dtype)  # [C]
+        self.target = torch.randint(shape.cols, shape.target_size, **here)
+        self.weight = (0.5 + torch.rand(shape.cols, **here)).to(dtype)  # [C]
         self._generator = generator
         self._probabilities = None
 
@@ -38,13 +42,24 @@ class Problem:
             keywords["weight"] = self.weight
         return keywords
 
+    def copy(self) -> "Problem":
+        """The same inputs in memory of their own."""
+        copied = copy.copy(self)
+        copied.logits, copied.target = self.logits.clone(), self.target.clone()
+        if self._probabilities is not None:
+            copied._probabilities = self._probabilities.clone()
+        return copied
+
     def _normal(self, generator: torch.Generator) -> torch.Tensor:
-        values = torch.empty(self.shape.size).normal_(std=SPREAD, generator=generator)
+        values = torch.empty(self.shape.size, device=self.device)
+        values.normal_(std=SPREAD, generator=generator)
         return values.to(self.dtype)
 
 
 class Forward:
     """The loss of logits that require no gradient."""
+
+    prepares = False  # whether `prepare` is work for the device
 
     def __init__(self, loss: Loss, problem: Problem, option: Option):
         self.loss = loss
@@ -87,6 +102,24 @@ class ForwardBackward(Forward):
         self.logits.grad = None
 
 
+class Backward(ForwardBackward):
+    """The backward pass alone."""
+
+    prepares = True
+
+    def prepare(self) -> None:
+        self.release()
+        self.pending = self.loss(self.logits, **self.arguments)
+
+    def run(self) -> torch.Tensor:
+        self.pending.backward()
+        return self.pending
+
+    def release(self) -> None:
+        super().release()
+        self.pending = None
+
+
 class _Layer(torch.autograd.Function):
     """Stands for the layer that made the logits: new memory forward, a sink for gradients."""
 
@@ -104,10 +137,13 @@ class _Layer(torch.autograd.Function):
 class OnePass(ForwardBackward):
     """Loss and gradient of a layer's output, which may be overwritten: each call gets a new one."""
 
+    prepares = True
+
     def __init__(self, loss: Loss, problem: Problem, option: Option):
         super().__init__(loss, problem, option)
         self.source = problem.logits
-        self.anchor = torch.zeros((), requires_grad=True)  # makes the layer part of a graph
+        # What makes the layer part of a graph.
+        self.anchor = torch.zeros((), device=problem.device, requires_grad=True)
         self.received = []
 
     def prepare(self) -> None:
@@ -125,6 +161,8 @@ class OnePass(ForwardBackward):
 class Copy:
     """Copies the logits into memory that exists: the 100 % of the same rounds."""
 
+    prepares = False
+
     def __init__(self, problem: Problem):
         self.source = problem.logits
         self.destination = torch.empty_like(self.source)
@@ -141,6 +179,7 @@ class Copy:
 
 CALL_OF_WORK: dict[str, type[Forward]] = {
     "forward": Forward,
+    "backward": Backward,
     "forward_backward": ForwardBackward,
     "one_pass": OnePass,
 }

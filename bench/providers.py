@@ -8,7 +8,7 @@ from types import FunctionType
 import torch
 import torch.nn.functional as F
 
-from bench.cases import Option
+from bench.cases import WORKS, Option
 
 # loss(logits, target, weight=None, **arguments) -> scalar tensor
 Loss = Callable[..., torch.Tensor]
@@ -16,6 +16,8 @@ Loss = Callable[..., torch.Tensor]
 OURS = "torchce_cuda"
 TORCH = "F.cross_entropy"
 COMPILED = "torch.compile"
+LIGER = "Liger"
+QUACK = "QuACK"
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class Provider:
     name: str
     load: Callable[[str], Loss]
     takes: frozenset[str]  # the option arguments that it understands
+    works: frozenset[str] = frozenset(WORKS)
 
-    def supports(self, option: Option) -> bool:
-        return self.takes.issuperset(option.arguments)
+    def supports(self, option: Option, work: str) -> bool:
+        return work in self.works and self.takes.issuperset(option.arguments)
 
 
 def load_ours(work: str) -> Loss:
@@ -52,11 +55,49 @@ def load_compiled(work: str) -> Loss:
     return torch.compile(loss, dynamic=False)
 
 
+def load_liger(work: str) -> Loss:
+    _require_cuda()
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    def loss(logits, target, weight=None, label_smoothing=0.0, z_loss=0.0, logit_softcap=None):
+        return liger_cross_entropy(
+            logits,
+            target,
+            weight,
+            label_smoothing=label_smoothing,
+            lse_square_scale=z_loss,
+            softcap=logit_softcap,
+        )
+
+    return loss
+
+
+def load_quack(work: str) -> Loss:
+    _require_cuda()
+    from quack.cross_entropy import cross_entropy
+
+    return partial(cross_entropy, inplace_backward=work == "one_pass")
+
+
+def _require_cuda() -> None:
+    if not torch.cuda.is_available():
+        raise ImportError("needs a CUDA device")
+
+
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider(OURS, load_ours, frozenset({"gamma", "label_smoothing", "logit_softcap"})),
+        Provider(
+            OURS, load_ours, frozenset({"gamma", "label_smoothing", "z_loss", "logit_softcap"})
+        ),
         Provider(TORCH, load_torch, frozenset({"label_smoothing"})),
         Provider(COMPILED, load_compiled, frozenset({"label_smoothing"})),
+        Provider(
+            LIGER,
+            load_liger,
+            frozenset({"label_smoothing", "z_loss", "logit_softcap"}),
+            frozenset({"one_pass"}),  # it always writes the gradient over the logits
+        ),
+        Provider(QUACK, load_quack, frozenset()),
     )
 }

@@ -13,6 +13,7 @@ from bench.comparison import (
     gigabytes_per_second,
     relative_spread,
     share_of_copy,
+    time_ratio,
 )
 from bench.results import Result
 
@@ -48,21 +49,29 @@ def load(root: Path) -> list[Run]:
     """Every committed CPU result under a checkout."""
     runs = []
     for path in sorted((root / RESULTS).glob("cpu-*.csv")):
-        rows = results.read(path)
-        runs.append(Run(path, rows, compare(rows)))
+        runs.append(read(path))
     return runs
+
+
+def read(path: Path) -> Run:
+    rows = results.read(path)
+    return Run(path, rows, compare(rows))
+
+
+def draw(run: Run) -> list[Path]:
+    """Draw the plots that do not show the results; returns them."""
+    from bench import plots
+
+    drawn = [path for path in run.plots if not _shows(path, run)]
+    for path, plot in zip(run.plots, (plots.speedup, plots.options), strict=True):
+        if path in drawn:
+            plot(run.comparisons, path, run.digest)
+    return drawn
 
 
 def write(root: Path) -> list[Path]:
     """Render tables and plots; returns the files that changed."""
-    from bench import plots
-
-    changed = []
-    for run in load(root):
-        for path, draw in zip(run.plots, (plots.speedup, plots.options), strict=True):
-            if not _shows(path, run):
-                draw(run.comparisons, path, run.digest)
-                changed.append(path)
+    changed = [path for run in load(root) for path in draw(run)]
     for path, text in _documents(root).items():
         if path.read_text() != text:
             path.write_text(text)
@@ -121,12 +130,14 @@ def summary(run: Run) -> str:
     )
 
 
-def full(run: Run) -> str:
-    """Everything measured on one machine, losses first."""
+def full(run: Run, folder: Path = Path(RESULTS.name)) -> str:
+    """Everything measured on one machine, losses first; the plots are in `folder`."""
     plain = [each for each in run.comparisons if each.is_plain]
     with_options = [each for each in run.comparisons if not each.is_plain]
     lost = [each for each in run.comparisons if each.lost]
     untimed = [each for each in run.results if each.status != results.OK]
+    with_peers = [each for each in run.comparisons if each.peers]
+    others = [("Other kernels", "", table(with_peers, CASE + [OPTION, OURS_TIME, PEERS]))]
     weighed = [each for each in plain if each.ours and each.ours.peak_bytes is not None]
     sections = [
         (
@@ -145,6 +156,7 @@ def full(run: Run) -> str:
             "Cost: the time of ours with the option / ours without, in the same rounds.",
             table(with_options, CASE + [OPTION] + TIMES + [COST, SPREAD, BUDGET]),
         ),
+        *(others if with_peers else []),
         (
             "Peak memory",
             "Beyond the inputs, in MiB and in multiples of the logits.",
@@ -159,7 +171,7 @@ def full(run: Run) -> str:
     parts = [f"### {run.results[0].machine}, {run.results[0].threads} threads", provenance(run)]
     for title, note, body in sections:
         parts += [f"#### {title}", *([note] if note else []), body or "None."]
-    parts += [f"![{path.stem}]({RESULTS.name}/{path.name})" for path in run.plots]
+    parts += [f"![{path.stem}]({folder / path.name})" for path in run.plots]
     return "\n\n".join(parts)
 
 
@@ -247,6 +259,8 @@ def budget(comparison: Comparison) -> str:
         return ""
     if comparison.speedup_budget is not None:
         promise = f"≥ {comparison.speedup_budget:g}x"
+    elif comparison.copy_budget is not None:
+        promise = f"≥ {comparison.copy_budget:.0%} of copy"
     else:
         promise = f"cost ≤ {comparison.cost_budget:g}x"
     return f"{promise}: {'met' if comparison.met else '**not met**'}"
@@ -264,6 +278,13 @@ def peaks(comparison: Comparison) -> str:
     return f"{peak(comparison.ours)} / {peak(comparison.torch)}"
 
 
+def peers(comparison: Comparison) -> str:
+    return "; ".join(
+        f"{peer.provider} {duration(peer)} ({ratio(time_ratio(peer, comparison.ours))})"
+        for peer in comparison.peers
+    )
+
+
 def errors(result: Result | None) -> str:
     if result is None:
         return "-"
@@ -278,8 +299,10 @@ CASE = [
     Column("work", lambda row: WORKS[row.case.work], left=True),
 ]
 OPTION = Column("option", lambda row: row.case.option, left=True)
+OURS_TIME = Column("ours", lambda row: duration(row.ours))
+PEERS = Column("the others, and their time / ours", peers, left=True)
 TIMES = [
-    Column("ours", lambda row: duration(row.ours)),
+    OURS_TIME,
     Column("`F.cross_entropy`", lambda row: duration(row.torch)),
     Column("`torch.compile`", lambda row: duration(row.compiled)),
     Column("speed-up", lambda row: ratio(row.speedup)),

@@ -35,7 +35,7 @@ class Result:
     copy_us: float | None  # median time of copying the logits in the same rounds
     copy_bytes: int  # moved by that copy
     others_share: float | None  # of the processors, taken by other processes during these rounds
-    peak_bytes: int | None  # growth of the resident set
+    peak_bytes: int | None  # growth of the resident set, or of what is allocated on the device
     loss_error: float | None  # largest relative errors against float64
     target_error: float | None
     other_error: float | None
@@ -70,11 +70,13 @@ def read(path: Path) -> list[Result]:
 
 def write(path: Path, results: Iterable[Result]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    partial = path.with_suffix(".partial")  # a run that is stopped here loses nothing
+    with partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for result in results:
             writer.writerow([_format(getattr(result, name)) for name in COLUMNS])
+    partial.replace(path)
 
 
 def merge(path: Path, measured: list[Result]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench import environment, memory, results, traffic
+from bench import device_timing, environment, memory, results, traffic
 from bench.cases import OPTIONS, PLAIN, Option
 from bench.check import TOLERANCE, Errors, Expected
 from bench.problem import CALL_OF_WORK, Copy, Forward, Problem
@@ -36,6 +36,7 @@ class Plan:
     dtypes: Sequence[str] | None  # None: those of each shape
     works: Sequence[str]
     options: Sequence[str] | None  # None: all where the shape says so, else the plain loss
+    providers: Sequence[str]
     minutes: float | None  # no shape is begun later
     weigh: bool
     threads: int
@@ -78,10 +79,10 @@ class Contender:
 def run(plan: Plan) -> Path:
     """Measure the plan; returns the file that holds the results."""
     torch.set_num_threads(plan.threads)
-    described = environment.describe()
+    described = environment.describe(plan.device)
     name = results.file_name(plan.device, described["machine"], plan.threads)
     path = plan.csv or environment.ROOT / "bench" / "results" / name
-    providers = available_providers()
+    providers = available_providers(plan.providers)
 
     problems = plan.problems()
     started = time.monotonic()
@@ -91,15 +92,18 @@ def run(plan: Plan) -> Path:
             say(f"out of time, not measured: {left}")
             break
         say(f"[{index + 1}/{len(problems)}] {shape.name} {shape.label} {dtype}")
-        contenders = measure(plan, shape, dtype, providers)
-        results.merge(path, [to_result(plan, shape, dtype, each, described) for each in contenders])
+        rows = [
+            to_result(plan, shape, dtype, contender, described)
+            for contender in measure(plan, shape, dtype, providers)
+        ]
+        results.merge(path, rows)
     return path
 
 
-def available_providers() -> list[Provider]:
+def available_providers(names: Sequence[str]) -> list[Provider]:
     """Those that load; the others are named with the reason."""
     available = []
-    for provider in PROVIDERS.values():
+    for provider in (PROVIDERS[name] for name in names):
         try:
             provider.load("forward")
         except ImportError as error:
@@ -111,16 +115,10 @@ def available_providers() -> list[Provider]:
 
 def measure(plan: Plan, shape: Shape, dtype: str, providers: Sequence[Provider]) -> list[Contender]:
     """Every contender at one shape and dtype."""
-    problem = Problem(shape, getattr(torch, dtype))
+    problem = Problem(shape, getattr(torch, dtype), plan.device)
     contenders = []
     for option in plan.options_of(shape):
-        expected = Expected(problem, option)  # float64 and large: of one option at a time
-        for provider in providers:
-            if provider.supports(option):
-                for work in plan.works:
-                    contender = Contender(work, option, provider)
-                    check(contender, problem, expected)
-                    contenders.append(contender)
+        contenders += checked(problem, option, providers, plan.works)
 
     right = [contender for contender in contenders if contender.status == results.OK]
     if plan.weigh and problem.logits.nbytes >= MIN_BYTES_TO_WEIGH:
@@ -128,6 +126,21 @@ def measure(plan: Plan, shape: Shape, dtype: str, providers: Sequence[Provider])
             weigh(plan, problem, [each for each in right if each.provider is provider])
     for work in plan.works:
         time_work(problem, [each for each in right if each.work == work])
+    return contenders
+
+
+def checked(
+    problem: Problem, option: Option, providers: Sequence[Provider], works: Sequence[str]
+) -> list[Contender]:
+    """Every contender of one option, compared with float64."""
+    expected = Expected(problem, option)  # float64 and large: of one option at a time
+    contenders = []
+    for provider in providers:
+        for work in works:
+            if provider.supports(option, work):
+                contender = Contender(work, option, provider)
+                check(contender, problem, expected)
+                contenders.append(contender)
     return contenders
 
 
@@ -140,8 +153,7 @@ def check(contender: Contender, problem: Problem, expected: Expected) -> None:
         call.release()
     # Whatever a provider raises is a result about the provider, it does not end the run.
     except Exception as error:
-        contender.status = results.FAILED
-        contender.detail = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        fail(contender, error)
     else:
         contender.call = call
         if not contender.errors.within(TOLERANCE[problem.dtype]):
@@ -153,6 +165,12 @@ def check(contender: Contender, problem: Problem, expected: Expected) -> None:
 
 def weigh(plan: Plan, problem: Problem, contenders: Sequence[Contender]) -> None:
     """Peak memory of the contenders of one provider."""
+    if problem.device == "cuda":
+        for each in contenders:
+            each.call.prepare()
+            each.peak_bytes = memory.allocated_growth(each.call.run, problem.device)
+            each.call.release()
+        return
     if not contenders:
         return
     growth = memory.measure(
@@ -170,18 +188,45 @@ def time_work(problem: Problem, contenders: Sequence[Contender]) -> None:
     """Time the contenders of one kind of work, and a copy, in the same rounds."""
     if not contenders:
         return
-    calls = {each.name: each.call for each in contenders}
     others = environment.OtherProcesses()
-    times = interleave(calls | {COPY: Copy(problem)})
+    if problem.device == "cuda":
+        times = times_on_device(problem, contenders)
+    else:
+        times = interleave({each.name: each.call for each in contenders} | {COPY: Copy(problem)})
     share = others.share()
     if share is not None and share > QUIET:
         say(f"  busy machine: other processes took {share:.0%} of the processors")
     for each in contenders:
+        if each.name not in times:
+            continue
         each.others_share = share
         each.time = times[each.name]
         each.copy_time = times[COPY]
         spread = (each.time.q3 - each.time.q1) / each.time.median
         say(f"  {each.work:16} {each.name:36} {each.time.median:12.1f} us, IQR {spread:.1%}")
+
+
+def times_on_device(problem: Problem, contenders: Sequence[Contender]) -> dict[str, Summary]:
+    """Device times of the contenders and a copy; one that cannot be captured has none."""
+    copies = device_timing.copies(problem)
+    if not copies:
+        calls = {each.name: each.call for each in contenders} | {COPY: Copy(problem)}
+        return interleave(calls, device_timing.time_calls)
+    replays = {COPY: device_timing.Replay([Copy(each) for each in copies])}
+    for each in contenders:
+        form = CALL_OF_WORK[each.work]
+        calls = [form(each.call.loss, copy, each.option) for copy in copies]
+        try:
+            replays[each.name] = device_timing.Replay(calls)
+        except RuntimeError as error:
+            fail(each, error)
+    times = interleave(replays, device_timing.time_calls)
+    return {name: time.of_one(len(copies)) for name, time in times.items()}
+
+
+def fail(contender: Contender, error: Exception) -> None:
+    contender.status = results.FAILED
+    contender.detail = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def to_result(

@@ -13,6 +13,7 @@ class Shape:
     why: str
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     every_option: bool = False  # measure every option here, elsewhere only the plain loss
+    devices: tuple[str, ...] = ("cpu",)  # where it is measured unless shapes are named
 
     @property
     def rows(self) -> int:
@@ -31,6 +32,11 @@ class Shape:
         return "x".join(map(str, self.size))
 
 
+def _head(rows: int, cols: int, why: str, dtypes: tuple[str, ...] = ("bfloat16",)) -> Shape:
+    """About 1 GiB of bfloat16 logits or more: the work of a GPU's memory, not of its caches."""
+    return Shape(f"head-{cols}", (rows, cols), why, dtypes, devices=("cuda",))
+
+
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -41,6 +47,7 @@ SHAPES = {
             "a digits classifier: nothing but the latency of a call",
             dtypes=("float32",),
             every_option=True,
+            devices=("cpu", "cuda"),
         ),
         Shape("imagenet", (8192, 1000), "many short rows", every_option=True),
         Shape(
@@ -49,6 +56,7 @@ SHAPES = {
             "classes in the middle: neighbouring pixels, not neighbouring classes, share a line",
             dtypes=("float32",),
             every_option=True,
+            devices=("cpu", "cuda"),
         ),
         Shape("gpt2", (1024, 50257), "an odd number of classes: no row starts aligned"),
         Shape("llama3", (256, 128256), "rows of half a megabyte"),
@@ -62,5 +70,22 @@ SHAPES = {
         Shape("qwen", (216, 151936), "the vocabulary of Qwen 2.5"),
         Shape("tokens-64k", (512, 65536), "a power of two: rows that meet in the same cache sets"),
         Shape("characters", (8192, 4096), "rows that fit the L1 cache"),
+        _head(8192, 128256, "a batch of Llama 3", dtypes=("bfloat16", "float32", "float16")),
+        _head(10240, 50257, "an odd number of classes: no row starts aligned"),
+        _head(10240, 50264, "its next multiple of 8"),
+        _head(524288, 1000, "many short rows"),
+        _head(2048, 256000, "the largest vocabulary in wide use"),
+        _head(16384, 32000, "rows that a block reads"),
+        _head(4096, 151936, "the vocabulary of Qwen 2.5"),
+        _head(131072, 4096, "rows that a block holds"),
+        Shape(
+            "llama2-batch",
+            (8192, 32000),
+            "where options are compared",
+            dtypes=("bfloat16", "float32", "float16"),
+            every_option=True,
+            devices=("cuda",),
+        ),
+        Shape("imagenet-batch", (1024, 1000), "a few microseconds of work", devices=("cuda",)),
     )
 }

@@ -3,7 +3,7 @@
 import gc
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Protocol
@@ -40,6 +40,11 @@ class Summary:
         q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(median, q1, q3, len(samples), calls)
 
+    def of_one(self, count: int) -> "Summary":
+        """Of one call, where each that was timed stands for `count`."""
+        times = (self.median / count, self.q1 / count, self.q3 / count)
+        return Summary(*times, self.rounds, self.calls * count)
+
 
 def time_calls(contender: Contender, calls: int) -> float:
     """Mean time of one call in microseconds. What a call returns is freed inside its time."""
@@ -70,13 +75,15 @@ def rotated(names: Sequence[str], by: int) -> list[str]:
     return [*names[shift:], *names[:shift]]
 
 
-def interleave(contenders: Mapping[str, Contender]) -> dict[str, Summary]:
-    """Time all contenders, round by round."""
+def interleave(
+    contenders: Mapping[str, Contender], clock: Callable[[Contender, int], float] = time_calls
+) -> dict[str, Summary]:
+    """Time all contenders, round by round; `clock` is `time_calls` or another that does as it."""
     names = list(contenders)
     single = {}
     for name in names:
-        time_calls(contenders[name], WARM_UP_CALLS)
-        single[name] = time_calls(contenders[name], 1)
+        clock(contenders[name], WARM_UP_CALLS)
+        single[name] = clock(contenders[name], 1)
     calls = {name: calls_per_sample(single[name]) for name in names}
     rounds = rounds_for(sum(calls[name] * single[name] for name in names), len(names))
 
@@ -86,7 +93,7 @@ def interleave(contenders: Mapping[str, Contender]) -> dict[str, Summary]:
     try:
         for index in range(rounds):
             for name in rotated(names, index):
-                samples[name].append(time_calls(contenders[name], calls[name]))
+                samples[name].append(clock(contenders[name], calls[name]))
     finally:
         gc.enable()
     return {name: Summary.of(samples[name], calls[name]) for name in names}

@@ -41,6 +41,7 @@ def copy(rows: int, cols: int, element_bytes: int) -> int:
 
 BYTES_OF_WORK = {
     "forward": forward,
+    "backward": backward,
     "forward_backward": forward_backward,
     "one_pass": one_pass,
 }

@@ -1,7 +1,9 @@
 """One build serves every torch: the package as it was built here, loaded and run by the oldest and
 by the newest torch that it is meant for.
 
-    make load-test     (it downloads two torch wheels of 0.5 GB each)
+    make load-test     (it downloads three torch wheels of 0.5 GB each)
+
+Where test_cuda_build.py has built the package with its CUDA kernels, it is that build.
 
 Each torch gets a virtual environment of its own for as long as its test takes. The CUDA libraries
 that torch's wheels are linked with, gigabytes that a test without a GPU has no use for, give way to
@@ -17,7 +19,8 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MATRIX = [("3.10", "torch==2.10.*"), ("3.13", "torch<2.16")]
+BUILDS = [ROOT / "build" / "with_cuda", ROOT]
+MATRIX = [("3.10", "torch==2.10.*"), ("3.12", "torch==2.11.*"), ("3.13", "torch<2.16")]
 NEEDED_BY_TORCH = [
     "filelock",
     "fsspec",
@@ -47,14 +50,16 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16):
     for inplace in (False, True):
         got = loss_and_gradient(torchce_cuda.cross_entropy, logits, inplace=inplace)
         torch.testing.assert_close(got, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
-print(f"ok: Python {platform.python_version()}, torch {torch.__version__}")
+kernels = torch._C._dispatch_has_kernel_for_dispatch_key("torchce::scale_", "CUDA")
+print(f"ok: Python {platform.python_version()}, torch {torch.__version__}, {kernels=}")
 """
 
 
 def main() -> None:
+    package = next(build for build in BUILDS if (build / "torchce_cuda").is_dir())
     for python, torch in MATRIX:
         with tempfile.TemporaryDirectory() as folder:
-            load_and_run(Path(folder), find_python(python), torch)
+            load_and_run(package, Path(folder), find_python(python), torch)
 
 
 def find_python(version: str) -> str:
@@ -71,7 +76,7 @@ def starts(python: str | Path) -> bool:
     return subprocess.run([python, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
 
 
-def load_and_run(folder: Path, python: str, torch: str) -> None:
+def load_and_run(package: Path, folder: Path, python: str, torch: str) -> None:
     environment = folder / "venv"
     subprocess.run([python, "-m", "venv", environment], check=True)
     install = [environment / "bin/pip", "install", "--quiet", "--no-compile"]
@@ -85,7 +90,7 @@ def load_and_run(folder: Path, python: str, torch: str) -> None:
 
     subprocess.run(
         [environment / "bin/python", "-c", PROBE],
-        env=os.environ | {"LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": str(package)},
         check=True,
     )
 

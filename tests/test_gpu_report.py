@@ -5,13 +5,14 @@ import sys
 import time
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import device_timing, environment, gpu_report, results, run, sections, timing
+from bench import device_timing, environment, gpu_report, results, run, sections, smoke, timing
 from bench.__main__ import parser
 from bench.cases import OPTIONS, PLAIN
 from bench.gpu_report import FILES
@@ -20,6 +21,7 @@ from bench.providers import Provider
 from bench.sections import DONE, FAILED, SKIPPED, STOPPED, Section
 from bench.shapes import SHAPES, Shape
 from bench.timing import Summary
+from torchce_cuda import _C
 
 KNOWN = {"cores": "16", "gpu compute_cap": "9.0"}
 
@@ -90,9 +92,12 @@ def test_sections_share_a_log_whose_size_is_bounded(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
+    """The folder that a rehearsal wrote; threads would only wait for each other."""
     folder = tmp_path_factory.mktemp("rehearsal")
     (folder / gpu_report.RESULTS).write_text("of an earlier run")
-    assert gpu_report.run(folder, 3.0, "cpu") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert gpu_report.run(folder, 9.0, "cpu") == 0
     return folder
 
 
@@ -111,7 +116,7 @@ def test_a_rehearsal_measures(rehearsal):
     assert header.split(",") == results.COLUMNS
     rows = results.read(rehearsal / gpu_report.RESULTS)
     assert {row.status for row in rows} == {results.OK}
-    assert {row.work for row in rows} == {"forward", "forward_backward", "one_pass"}
+    assert {row.work for row in rows} == {"forward", "forward_backward"}
     assert all(row.median_us > 0 and row.copy_us > 0 for row in rows)
 
 
@@ -147,6 +152,12 @@ def test_a_report_that_cannot_be_rendered_does_not_stop_the_rest(tmp_path, monke
     assert "ValueError: no such column" in said
 
 
+def test_the_command_begins_before_there_is_a_build(tmp_path):
+    without = "import sys; sys.modules['torchce_cuda'] = None; import bench.__main__"
+    (outcome,) = run_all(tmp_path, section("import", without))
+    assert outcome.status == DONE, outcome.tail
+
+
 def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(environment, "query_gpu", dict)
     assert gpu_report.run(tmp_path / "out", 9.0, "cuda") == 1
@@ -177,6 +188,33 @@ def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
     assert planned[0].variables["TORCH_CUDA_ARCH_LIST"] == "9.0"
     # What is worth most fits even if it all takes as long as it may.
     assert sum(each.seconds for each in planned[: names.index("memcheck")]) <= 9 * 60
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_the_smoke_test_takes_every_way_through_the_kernels(few):
+    block = 128  # or more threads
+    shapes = [smoke.few(shape) if few else shape for shape in smoke.SHAPES]
+    dtypes = smoke.FEW_DTYPES if few else smoke.TOLERANCE
+    reached = set()
+    for shape, dtype, direction, spread in product(
+        shapes, dtypes, ("forward", "backward", "forward_backward"), (False, True)
+    ):
+        plan = _C.launch_plan(
+            direction,
+            shape.rows,
+            shape.cols,
+            dtype.itemsize,
+            classes_are_neighbours=len(shape.size) == 2,
+            focal_spread=spread,
+        )
+        strategy = plan["text"].split()[0]
+        reached.add((strategy, min(plan["lanes"], block), plan["cluster"], plan["split"]))
+    assert reached >= {
+        *(("resident", lanes, 1, False) for lanes in (4, 32, block)),
+        *(("resident", block, cluster, False) for cluster in (2, 4, 8)),
+        *(("streaming", lanes, 1, split) for lanes in (1, block) for split in (False, True)),
+        *(("backward", lanes, 1, False) for lanes in (1, 4, 32, block)),
+    }
 
 
 def test_a_gpu_is_described_by_name(monkeypatch):
@@ -291,6 +329,7 @@ def test_what_cannot_be_captured_is_reported_and_the_rest_is_timed(monkeypatch):
     monkeypatch.setattr(device_timing, "copies", lambda problem: [problem, problem.copy()])
     monkeypatch.setattr(device_timing, "Replay", Calls)
     monkeypatch.setattr(device_timing, "time_calls", timing.time_calls)
+    monkeypatch.setattr(timing, "MAX_ROUNDS", timing.MIN_ROUNDS)
     contenders = []
     for name, loss in {"right": F.cross_entropy, "planted": lambda *_, **__: None}.items():
         contender = run.Contender("forward", OPTIONS[PLAIN], Provider(name, None, frozenset()))

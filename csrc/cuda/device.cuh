@@ -40,22 +40,36 @@ cudaError_t launch(void (*kernel)(P...), Grid grid, cudaStream_t stream, A&&... 
 }
 
 __device__ __forceinline__ unsigned char* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
-  return shared_bytes;
+  extern __shared__ __align__(16) unsigned char block_memory[];
+  return block_memory;
 }
 
-// Copies 16 bytes to shared memory without passing through a register, so that many are under way.
-// Committed copies form groups; `copy_wait<kept>` waits for all but the newest `kept` groups of
-// this thread, and lets this thread alone read them.
-__device__ __forceinline__ void copy_async(uint4* shared, const uint4* global) {
+// Copies kBytes (4, 8 or 16, on a boundary of as many) to shared memory without passing through a
+// register, so that many are under way. Committed copies form groups; `copy_wait<kept>` waits for
+// all but the newest `kept` groups of this thread, and lets this thread alone read them.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(shared))),
-               "l"(global)
-               : "memory");
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16) {  // past the L1 cache: nobody reads them twice
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes)
+                 : "memory");
+  }
 #else
-  *shared = *global;
+  memcpy(__builtin_assume_aligned(shared, kBytes), __builtin_assume_aligned(global, kBytes),
+         kBytes);
 #endif
+}
+
+// Written out: from a plain assignment beside a path that stores element by element the compiler
+// makes four stores of 4 bytes.
+__device__ __forceinline__ void store_packet(void* global, uint4 bits) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)),
+               "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
+               : "memory");
 }
 
 __device__ __forceinline__ void copy_commit() {

@@ -18,12 +18,12 @@ constexpr int kTeamSlots = 8;
 // A block keeps at most 64 KiB of a row if a cluster can take the rest: then three blocks share a
 // multiprocessor, and one loads while another stores.
 constexpr int64_t kBlockPackets = 4096;
-constexpr int kSmallestBlock = 128, kLargestBlock = 512;
+constexpr int kSmallestBlock = 128, kLargestBlock = 256, kBlockSlots = 16;
 constexpr int kLargestCluster = 8;  // what every device with clusters can schedule
 constexpr int kStreamingBlock = 256;
 // Sums are merged every 64 KiB of a row, or every 2 KiB where one thread has the row to itself.
 constexpr int64_t kSegmentPackets = 4096, kThreadSegmentPackets = 128;
-// A block of the backward pass: 32 KiB read and 32 KiB written.
+// A block of the backward pass: up to 32 KiB read and 32 KiB written.
 constexpr int64_t kBackwardPackets = 2048;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -58,12 +58,13 @@ LaunchPlan backward_plan(const PlanQuery& query) {
     share_block(plan, query, 1);
     return plan;
   }
-  plan.segment_packets = std::min(packets, kBackwardPackets);
-  plan.segments = divide_up(packets, plan.segment_packets);
-  share_block(plan, query,
-              packets <= kFewLanes * kTeamSlots ? kFewLanes
-              : packets <= kWarp * kTeamSlots   ? kWarp
-                                                : kTeamBlock);
+  const int lanes = packets <= kFewLanes * kTeamSlots ? kFewLanes
+                    : packets <= kWarp * kTeamSlots   ? kWarp
+                                                      : kTeamBlock;
+  // segments of one length, so that none is left with a few packets
+  plan.segments = divide_up(packets, kBackwardPackets);
+  plan.segment_packets = divide_up(divide_up(packets, plan.segments), lanes) * lanes;
+  share_block(plan, query, lanes);
   return plan;
 }
 
@@ -98,7 +99,7 @@ LaunchPlan resident_plan(const PlanQuery& query, int64_t pieces) {
   while (plan.cluster < largest && plan.cluster * kBlockPackets < pieces) plan.cluster *= 2;
   const int64_t part = divide_up(pieces, plan.cluster);
   plan.threads = kSmallestBlock;
-  while (plan.threads < kLargestBlock && plan.threads * kTeamSlots < part) plan.threads *= 2;
+  while (plan.threads < kLargestBlock && plan.threads * kBlockSlots < part) plan.threads *= 2;
   plan.lanes = plan.threads;
   plan.slots =
       static_cast<int32_t>(divide_up(row_packets(query), int64_t{plan.threads} * plan.cluster));

@@ -19,10 +19,13 @@ class ResidentRow {
   __device__ __forceinline__ ResidentRow(const RowView<T>& row, const Team& team,
                                          unsigned char* shared)
       : row_(row), slots_(shared), rank_(team.rank()), size_(team.size()) {
-    unsigned slot = 0;
-    for (int packet = rank_; packet < row_.packets(); packet += size_) {
+    // The first packet last: where it is cut off by the row's beginning it is copied element by
+    // element, and the others should not wait for that.
+    unsigned slot = 1;
+    for (int packet = rank_ + size_; packet < row_.packets(); packet += size_) {
       slots_.fetch(row_, packet, slot++);
     }
+    if (rank_ < row_.packets()) slots_.fetch(row_, rank_, 0);
     copy_commit();
   }
 

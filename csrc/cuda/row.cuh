@@ -71,8 +71,8 @@ struct RowTarget {
 };
 
 __device__ __forceinline__ void report(const Problem& problem, int64_t row, TargetError* record) {
-  // one 16-byte store, so that row and index belong together whoever else writes
-  *reinterpret_cast<longlong2*>(record) = {row + 1, read_index(problem, row)};
+  // one store, so that row and index belong together whoever else writes
+  store_packet(record, bit_cast<uint4>(TargetError{row + 1, read_index(problem, row)}));
   __threadfence_system();
 }
 
@@ -272,7 +272,7 @@ struct Row {
     if (work.softcap > Acc(0)) {
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) z[i] = transform_logit(z[i], work.scale, work.softcap);
-    } else {
+    } else if (work.scale != Acc(1)) {
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) z[i] *= work.scale;
     }

@@ -54,26 +54,31 @@ struct RowView {
   }
   __device__ __forceinline__ Acc at(int64_t column) const { return to_acc(data[column * stride]); }
 
-  // Sends a packet on its way to shared memory (`copy_commit`, `copy_wait`); 0 outside the row.
+  // Sends a packet on its way to shared memory (`copy_commit`, `copy_wait`). What lies outside the
+  // row is not written, and whoever reads the packet has to leave it out.
   __device__ __forceinline__ void fetch(int packet, uint4* shared) const {
     const int begin = column(packet);
-    if (vector && holds_whole(begin)) {
-      return copy_async(shared, reinterpret_cast<const uint4*>(data + begin));
-    }
-    Acc values[kPacket<T>];
+    if (vector && holds_whole(begin)) return copy_async<kPacketBytes>(shared, data + begin);
+    if constexpr (sizeof(T) >= 4) {
+      char* to = reinterpret_cast<char*>(shared);
 #pragma unroll
-    for (int i = 0; i < kPacket<T>; ++i) {
-      values[i] = holds(begin + i) ? at(begin + i) : Acc(0);
+      for (int i = 0; i < kPacket<T>; ++i) {
+        if (!holds(begin + i)) continue;
+        copy_async<sizeof(T)>(to + i * sizeof(T), data + int64_t{begin + i} * stride);
+      }
+    } else {
+      Acc values[kPacket<T>];
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) {
+        values[i] = holds(begin + i) ? at(begin + i) : Acc(0);
+      }
+      *shared = pack<T>(values);
     }
-    *shared = pack<T>(values);
   }
 
   __device__ __forceinline__ void store(int packet, const Acc (&values)[kPacket<T>]) const {
     const int begin = column(packet);
-    if (vector && holds_whole(begin)) {
-      *reinterpret_cast<uint4*>(data + begin) = pack<T>(values);
-      return;
-    }
+    if (vector && holds_whole(begin)) return store_packet(data + begin, pack<T>(values));
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
       if (holds(begin + i)) data[int64_t{begin + i} * stride] = from_acc<T>(values[i]);
@@ -165,7 +170,7 @@ class PacketQueue {
   __device__ __forceinline__ uint4 next() {
     copy_wait<kQueueSlots - 2>();
     if (row_.shift != 0) slots_.synchronise();  // else every thread reads its own packet alone
-    fetch_one();  // into the slot that the whole group has used up
+    fetch_one();                                // into the slot that the whole group has used up
     const uint4 bits = kGroup == 1 ? *slots_.at(read_) : cut_piece<T>(slots_.at(read_), row_.shift);
     read_ = (read_ + 1) % kQueueSlots;
     return bits;

@@ -79,7 +79,7 @@ class Block {
   };
 
  public:
-  static constexpr int kThreads = 512, kBlocks = 2, kGroup = kWarpLanes;
+  static constexpr int kThreads = 256, kBlocks = 3, kGroup = kWarpLanes;
   static constexpr size_t kSharedBytes = (2 * kWarpLanes + 1 + 2) * sizeof(Slot);
 
   __device__ explicit Block(unsigned char* shared) : slots_(reinterpret_cast<Slot*>(shared)) {}

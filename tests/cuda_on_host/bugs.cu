@@ -75,7 +75,7 @@ __global__ void part_of_a_warp(const float* x, float* y) {  // 48 threads
 // 64 threads, one packet of 4 numbers each
 __device__ void copy_packet(const float* x, int offset) {
   auto* shared = reinterpret_cast<uint4*>(dynamic_shared());
-  copy_async(shared + offset + threadIdx.x, reinterpret_cast<const uint4*>(x) + threadIdx.x);
+  copy_async<16>(shared + offset + threadIdx.x, reinterpret_cast<const uint4*>(x) + threadIdx.x);
 }
 
 __global__ void copies(const float* x, float* y) {

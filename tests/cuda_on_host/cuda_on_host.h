@@ -65,7 +65,7 @@ void wait_for_cluster(Location where);
 void poll(Location where);  // a step of what may be a loop that waits for another thread
 [[noreturn]] void trap(Location where);
 
-void copy_later(void* shared, const void* global, Location where);
+void copy_later(void* shared, const void* global, size_t bytes, Location where);
 void commit_copies();
 void wait_for_copies(unsigned groups_left);
 

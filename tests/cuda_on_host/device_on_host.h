@@ -21,9 +21,11 @@ cudaError_t launch(void (*kernel)(Parameters...), Grid grid, cudaStream_t /*stre
 
 inline unsigned char* dynamic_shared() { return cuda_on_host::dynamic_shared(); }
 
-inline void copy_async(uint4* shared, const uint4* global, CUDA_ON_HOST_WHERE) {
-  cuda_on_host::copy_later(shared, global, where);
+template <int bytes>
+void copy_async(void* shared, const void* global, CUDA_ON_HOST_WHERE) {
+  cuda_on_host::copy_later(shared, global, bytes, where);
 }
+inline void store_packet(void* global, uint4 bits) { *static_cast<uint4*>(global) = bits; }
 inline void copy_commit() { cuda_on_host::commit_copies(); }
 template <int kept>
 void copy_wait() {

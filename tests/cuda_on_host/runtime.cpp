@@ -33,8 +33,7 @@ constexpr unsigned kMostThreads = 4096;  // at a time
 constexpr unsigned kMostThreads = kMaxCluster * kMaxThreads;
 #endif
 constexpr long kMaxPolls = 1L << 21;  // in a row, by all threads, while nothing else happens
-constexpr size_t kCopyBytes = 16;
-constexpr int kPoison = 0xff;  // every floating-point type reads it as NaN
+constexpr int kPoison = 0xff;         // every floating-point type reads it as NaN
 
 enum Order { kForward, kReverse, kRandom };
 
@@ -43,6 +42,7 @@ struct Block;
 struct PendingCopy {
   void* shared;
   const void* global;
+  size_t bytes;
   unsigned group;
 };
 
@@ -636,13 +636,13 @@ void trap(Location where) { FAIL("__trap"); }
 
 // A copy happens when its thread waits for it, at the latest possible moment; until then the
 // destination is poison.
-void copy_later(void* shared, const void* global, Location where) {
+void copy_later(void* shared, const void* global, size_t bytes, Location where) {
   const auto addresses = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global);
-  if (addresses % kCopyBytes != 0) FAIL("misaligned copy_async");
-  note_write(shared, kCopyBytes);
-  memset(shared, kPoison, kCopyBytes);
+  if (addresses % bytes != 0) FAIL("misaligned copy_async");
+  note_write(shared, bytes);
+  memset(shared, kPoison, bytes);
   Thread& self = *runtime.current;
-  self.copies.push_back({shared, global, self.copy_group});
+  self.copies.push_back({shared, global, bytes, self.copy_group});
 }
 
 void commit_copies() { ++runtime.current->copy_group; }
@@ -653,9 +653,9 @@ void wait_for_copies(unsigned groups_left) {
   for (; done < self.copies.size(); ++done) {
     const PendingCopy& copy = self.copies[done];
     if (copy.group + groups_left >= self.copy_group) break;  // the latest ones, or not committed
-    note_read(copy.global, kCopyBytes);
-    note_write(copy.shared, kCopyBytes);
-    memcpy(copy.shared, copy.global, kCopyBytes);
+    note_read(copy.global, copy.bytes);
+    note_write(copy.shared, copy.bytes);
+    memcpy(copy.shared, copy.global, copy.bytes);
   }
   self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<ptrdiff_t>(done));
 }
