@@ -14,8 +14,8 @@ TORCH ?= torch==2.13.0
 OUT ?= out/gpu
 MINUTES ?= 9
 
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh tests/cuda_on_host/*.h \
-    tests/cuda_on_host/*.cpp tests/cuda_on_host/*.cu bench/progression/*.cu bench/progression/*.cuh)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+TEST_CPP := $(wildcard $(foreach folder,tests/cuda_on_host bench/progression,$(folder)/*.h $(folder)/*.c*))
 
 ifeq ($(VENV),none)
     PY := $(PYTHON)
@@ -48,12 +48,12 @@ gpu-report: venv
 lint: build
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	clang-format --dry-run -Werror $(CPP)
+	clang-format --dry-run -Werror $(CPP) $(TEST_CPP)
 
 format: build
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
-	clang-format -i $(CPP)
+	clang-format -i $(CPP) $(TEST_CPP)
 
 venv: $(STAMPS)/venv
 build: $(STAMPS)/build

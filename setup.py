@@ -4,8 +4,8 @@
 `_C`            pybind11: build information and test hooks, no tensors
 
 TORCHCE_CUDA=0|1 overrides whether the CUDA kernels are built: by default where there is a CUDA
-toolkit and torch is a CUDA build; with 1 also beside a CPU build of torch (they compile and load, for
-tests), and it fails loudly without a toolkit. TORCH_CUDA_ARCH_LIST says for which devices.
+toolkit and torch is a CUDA build; with 1 also beside a CPU build of torch, where they compile and
+load, for tests; and it fails loudly without a toolkit. TORCH_CUDA_ARCH_LIST says for which devices.
 """
 
 import os
