@@ -7,6 +7,7 @@ import pytest
 from torchce_cuda import _C
 
 PACKET_BYTES = 16
+BATCH = 4
 DEVICES = {
     75: (40, 65536),
     80: (108, 166912),
@@ -66,8 +67,8 @@ def test_every_row_and_class_is_covered() -> None:
         assert chosen["segments"] * chosen["segment_packets"] >= walked, where
         per_row = chosen["segments"] if direction == "backward" or chosen["split"] else 1
         assert teams >= rows * per_row, where
-        if direction != "backward":  # a segment is a whole number of a team's steps
-            assert chosen["segment_packets"] % chosen["lanes"] == 0, where
+        # a segment is a whole number of a team's steps
+        assert chosen["segment_packets"] % (BATCH * chosen["lanes"]) == 0, where
 
 
 def test_sums_do_not_depend_on_the_number_of_rows() -> None:

@@ -32,10 +32,8 @@ __global__ void __launch_bounds__(256, kBlocks<T, 3>)
     return;
   }
   PacketQueue<T, 1> queue(row.logits, dynamic_shared() + work.row_at, begin + rank, end, size);
-  for (int packet = begin + rank; packet < end; packet += size) {
-    Acc out[kPacket<T>];
-    row.gradient(queue.next(), row.logits.column(packet), gradient, out);
-    grad.store(packet, out);
+  for (int first = begin + rank; first < end; first += kBatch * size) {
+    row.write_gradient(grad, queue.next(), first, size, end, gradient);
   }
 }
 

@@ -45,8 +45,8 @@ __device__ __forceinline__ void write_ignored(const Work<acc_t<T>>& work, int64_
   }
 }
 
-// From a row's sums to its result and gradient. `source.pieces(body)` calls body(bits, piece) for
-// every piece of this thread once more, `source.packets(body)` body(bits, packet) for every packet.
+// From a row's sums to its result and gradient. `source.pieces(body)` calls body(batch, first,
+// step) for every batch of this thread's pieces once more, `source.packets(body)` for its packets.
 template <bool gradient, class T, Terms terms, class Team, class Source>
 __device__ __forceinline__ void finish(const Work<acc_t<T>>& work, int64_t index,
                                        const Row<T, terms>& row, Team& team,
@@ -58,8 +58,12 @@ __device__ __forceinline__ void finish(const Work<acc_t<T>>& work, int64_t index
   SpreadTerms<Acc> focal;
   if constexpr (terms == Terms::focal_spread) {
     norm = team.from_leader(norm);
-    source.pieces(
-        [&](uint4 bits, int piece) { row.add_focal(focal, bits, piece * kPacket<T>, norm); });
+    source.pieces([&](const Batch<T>& batch, int first, int step) {
+#pragma unroll 1
+      for (int k = 0; k < kBatch && first + k * step < row.logits.pieces(); ++k) {
+        row.add_focal(focal, batch[k], (first + k * step) * kPacket<T>, norm);
+      }
+    });
     focal = team.reduce(focal, AddTerms<Acc>{});
   }
   team.done_reducing();
@@ -73,10 +77,8 @@ __device__ __forceinline__ void finish(const Work<acc_t<T>>& work, int64_t index
     const RowGradient<Acc> row_gradient(team.from_leader(state),
                                         row_grad<Acc>(work.problem, index) * work.scale);
     const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, row.logits);
-    source.packets([&](uint4 bits, int packet) {
-      Acc out[kPacket<T>];
-      row.gradient(bits, row.logits.column(packet), row_gradient, out);
-      grad.store(packet, out);
+    source.packets([&](const Batch<T>& batch, int first, int step) {
+      row.write_gradient(grad, batch, first, step, row.logits.packets(), row_gradient);
     });
   }
   team.leave();

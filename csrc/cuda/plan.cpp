@@ -51,7 +51,7 @@ LaunchPlan backward_plan(const PlanQuery& query) {
   const int64_t packets = row_packets(query);
   LaunchPlan plan;
   plan.strategy = Strategy::backward;
-  plan.slots = kQueueSlots;
+  plan.slots = kBatch * kQueueBatches;
   if (!query.classes_are_neighbours) {
     plan.segment_packets = kThreadSegmentPackets;
     plan.segments = divide_up(packets, plan.segment_packets);
@@ -61,9 +61,9 @@ LaunchPlan backward_plan(const PlanQuery& query) {
   const int lanes = packets <= kFewLanes * kTeamSlots ? kFewLanes
                     : packets <= kWarp * kTeamSlots   ? kWarp
                                                       : kTeamBlock;
-  // segments of one length, so that none is left with a few packets
-  plan.segments = divide_up(packets, kBackwardPackets);
-  plan.segment_packets = divide_up(divide_up(packets, plan.segments), lanes) * lanes;
+  const int64_t step = kBatch * lanes;
+  plan.segment_packets = divide_up(std::min(packets, kBackwardPackets), step) * step;
+  plan.segments = divide_up(packets, plan.segment_packets);
   share_block(plan, query, lanes);
   return plan;
 }
@@ -71,7 +71,7 @@ LaunchPlan backward_plan(const PlanQuery& query) {
 LaunchPlan streaming_plan(const PlanQuery& query) {
   LaunchPlan plan;
   plan.strategy = Strategy::streaming;
-  plan.slots = kQueueSlots;
+  plan.slots = kBatch * kQueueBatches;
   const bool by_thread = !query.classes_are_neighbours;
   plan.segment_packets = by_thread ? kThreadSegmentPackets : kSegmentPackets;
   plan.segments = divide_up(row_pieces(query), plan.segment_packets);

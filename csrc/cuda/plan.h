@@ -46,7 +46,10 @@ int64_t shared_bytes(const LaunchPlan& plan);
 std::string to_string(const LaunchPlan& plan);
 
 constexpr int kPacketBytes = 16;
-constexpr int kQueueSlots = 8;  // of a thread that walks: 7 packets under way; not yet measured
+// Packets that a thread takes in one step: what is done once a step (addresses, checks, rescaling
+// of sums) would be half of all instructions if it were done for each. Counted, not yet measured.
+constexpr int kBatch = 4;
+constexpr int kQueueBatches = 3;  // of a thread that walks: two under way; not yet measured
 // Shared memory of a block's reductions, in front of its packets.
 constexpr int kExchangeBytes = 4352;
 

@@ -21,11 +21,12 @@ class ResidentRow {
       : row_(row), slots_(shared), rank_(team.rank()), size_(team.size()) {
     // The first packet last: where it is cut off by the row's beginning it is copied element by
     // element, and the others should not wait for that.
+    const int packets = row_.packets();
     unsigned slot = 1;
-    for (int packet = rank_ + size_; packet < row_.packets(); packet += size_) {
-      slots_.fetch(row_, packet, slot++);
+    for (int first = rank_ + size_; first < packets; first += kBatch * size_, slot += kBatch) {
+      slots_.fetch_batch(row_, first, size_, packets, slot);
     }
-    if (rank_ < row_.packets()) slots_.fetch(row_, rank_, 0);
+    if (rank_ < packets) slots_.fetch(row_, rank_, 0);
     copy_commit();
   }
 
@@ -36,21 +37,23 @@ class ResidentRow {
 
   template <class Body>
   __device__ __forceinline__ void pieces(const Body& body) const {
-    unsigned slot = 0;
-    for (int piece = rank_; piece < row_.pieces(); piece += size_) {
-      body(cut_piece<T>(slots_.at(slot++), row_.shift), piece);
-    }
+    look(body, row_.pieces(), row_.shift);
   }
 
   template <class Body>
   __device__ __forceinline__ void packets(const Body& body) const {
-    unsigned slot = 0;
-    for (int packet = rank_; packet < row_.packets(); packet += size_) {
-      body(*slots_.at(slot++), packet);
-    }
+    look(body, row_.packets(), 0);
   }
 
  private:
+  template <class Body>
+  __device__ __forceinline__ void look(const Body& body, int end, int shift) const {
+    unsigned slot = 0;
+    for (int first = rank_; first < end; first += kBatch * size_, slot += kBatch) {
+      body(slots_.batch(slot, shift), first, size_);
+    }
+  }
+
   const RowView<T>& row_;
   const Slots<T, Team::kGroup> slots_;
   const int rank_, size_;
@@ -71,7 +74,8 @@ __global__ void __launch_bounds__(Team::kThreads, kBlocks<T, Team::kBlocks>)
   const Acc target_logit = row.target_logit();  // before any thread can have overwritten it
   resident.wait();
   RowSums<Acc> sums;
-  resident.pieces([&](uint4 bits, int piece) { row.add(sums, bits, piece * kPacket<T>); });
+  resident.pieces(
+      [&](const Batch<T>& batch, int first, int step) { row.add(sums, batch, first, step); });
   sums = team.reduce(sums, MergeSums<Acc>{});
   finish<gradient>(work, index, row, team, sums, target_logit, resident);
 }

@@ -36,6 +36,9 @@ struct Work {
         scale(Acc(job.problem.options.logit_scale)),
         softcap(Acc(job.problem.options.logit_softcap)),
         gamma(Acc(job.problem.options.gamma)),
+        logits_as_they_are(scale == Acc(1) && softcap == Acc(0)),
+        uniform_spread(job.problem.target_kind != TargetKind::probabilities &&
+                       job.problem.weight == nullptr),
         segment_packets(static_cast<int32_t>(job.plan.segment_packets)),
         segments(static_cast<int32_t>(job.plan.segments)),
         lanes(job.plan.lanes),
@@ -47,6 +50,8 @@ struct Work {
   Problem problem;
   Smoothing<Acc> smoothing;
   Acc scale, softcap, gamma;
+  bool logits_as_they_are;  // neither scaled nor capped
+  bool uniform_spread;      // q is smoothing.each for every class
   int32_t segment_packets, segments, lanes;
   int32_t row_at;  // where packets begin in dynamic shared memory
   bool split;
@@ -130,7 +135,7 @@ struct Spread {
   // What a packet adds to the weight and the gap of the spread.
   __device__ __forceinline__ void add(RowSums<Acc>& sums, const Values& z, const RowView<T>& logits,
                                       int column, Acc reference) const {
-    if (!has_probabilities() && work.problem.weight == nullptr && logits.holds_whole(column)) {
+    if (work.uniform_spread && logits.holds_whole(column)) {
       Acc gap = 0;
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) gap += reference - z[i];
@@ -208,6 +213,53 @@ struct Row {
     sums.max = max;
   }
 
+  // A batch of pieces, first, first + step, .. < pieces. What most rows consist of, whole pieces of
+  // logits as they are, goes without a check or a rescaling per piece.
+  __device__ __forceinline__ void add(RowSums<Acc>& sums, const Batch<T>& batch, int first,
+                                      int step) const {
+    const int last = first + (kBatch - 1) * step, pieces = logits.pieces();
+    const bool simple = work.logits_as_they_are &&
+                        (terms != Terms::spread || work.uniform_spread) &&
+                        logits.holds_whole(last * kPacket<T>);
+    if (!simple) {
+#pragma unroll 1
+      for (int k = 0; k < kBatch && first + k * step < pieces; ++k) {
+        add(sums, batch[k], (first + k * step) * kPacket<T>);
+      }
+      return;
+    }
+    Values z[kBatch];
+    Acc max = sums.max;
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      unpack<T>(batch[k], z[k]);
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) max = fmax(max, z[k][i]);
+    }
+    const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
+    if constexpr (terms == Terms::spread) {
+      Acc gap = 0;
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+#pragma unroll
+        for (int i = 0; i < kPacket<T>; ++i) gap += reference - z[k][i];
+      }
+      sums.spread_gap = rebase_gap(sums, reference) + work.smoothing.each * gap;
+      sums.spread_weight += work.smoothing.each * Acc(kBatch * kPacket<T>);
+    }
+    Acc sum = 0;
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      replace_target(z[k], (first + k * step) * kPacket<T>, -Acc(INFINITY));
+      Acc part = 0;
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) part += exp_nonpos(z[k][i] - reference);
+      sum += part;
+    }
+    sums.sum = sums.sum * exp_nonpos(sums.max - reference) + sum;
+    sums.max = max;
+  }
+
   // The second look that a focal spread needs.
   __device__ __forceinline__ void add_focal(SpreadTerms<Acc>& sums, uint4 bits, int column,
                                             const RowNorm<Acc>& norm) const {
@@ -247,6 +299,40 @@ struct Row {
     if (work.softcap > Acc(0)) {
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) out[i] *= transform_slope(z[i], work.softcap);
+    }
+  }
+
+  // The gradient of a batch of packets, first, first + step, .. < end, to where it belongs.
+  __device__ __forceinline__ void write_gradient(const RowView<T>& grad, const Batch<T>& batch,
+                                                 int first, int step, int end,
+                                                 const RowGradient<Acc>& row) const {
+    const int last = first + (kBatch - 1) * step;
+    const bool simple =
+        last < end && work.logits_as_they_are &&
+        (terms == Terms::plain || (terms == Terms::spread && work.uniform_spread)) &&
+        grad.moves_whole(first) && grad.moves_whole(last);
+    if (!simple) {
+#pragma unroll 1
+      for (int k = 0; k < kBatch && first + k * step < end; ++k) {
+        Values out;
+        gradient(batch[k], logits.column(first + k * step), row, out);
+        grad.store(first + k * step, out);
+      }
+      return;
+    }
+    const Acc constant = terms == Terms::plain ? Acc(0) : row.upstream * work.smoothing.each;
+    const int column = logits.column(first);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      Values z;
+      unpack<T>(batch[k], z);
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) {
+        z[i] = row.coef * exp_nonpos(z[i] - row.max);
+        if constexpr (terms != Terms::plain) z[i] -= constant;
+      }
+      replace_target(z, column + k * step * kPacket<T>, row.target_grad);
+      store_packet(grad.data + column + k * step * kPacket<T>, pack<T>(z));
     }
   }
 

@@ -52,13 +52,16 @@ struct RowView {
   __device__ __forceinline__ bool holds_whole(int column) const {
     return column >= 0 && column <= cols - kPacket<T>;
   }
+  __device__ __forceinline__ bool moves_whole(int packet) const {
+    return vector && holds_whole(column(packet));
+  }
   __device__ __forceinline__ Acc at(int64_t column) const { return to_acc(data[column * stride]); }
 
   // Sends a packet on its way to shared memory (`copy_commit`, `copy_wait`). What lies outside the
   // row is not written, and whoever reads the packet has to leave it out.
   __device__ __forceinline__ void fetch(int packet, uint4* shared) const {
     const int begin = column(packet);
-    if (vector && holds_whole(begin)) return copy_async<kPacketBytes>(shared, data + begin);
+    if (moves_whole(packet)) return copy_async<kPacketBytes>(shared, data + begin);
     if constexpr (sizeof(T) >= 4) {
       char* to = reinterpret_cast<char*>(shared);
 #pragma unroll
@@ -78,7 +81,7 @@ struct RowView {
 
   __device__ __forceinline__ void store(int packet, const Acc (&values)[kPacket<T>]) const {
     const int begin = column(packet);
-    if (vector && holds_whole(begin)) return store_packet(data + begin, pack<T>(values));
+    if (moves_whole(packet)) return store_packet(data + begin, pack<T>(values));
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
       if (holds(begin + i)) data[int64_t{begin + i} * stride] = from_acc<T>(values[i]);
@@ -114,6 +117,18 @@ __device__ __forceinline__ uint4 cut_piece(const uint4* packet, int shift) {
   return {by_one[0], by_one[1], by_one[2], by_one[3]};
 }
 
+// A thread's kBatch packets, or the pieces that begin in them, in shared memory.
+template <class T>
+struct Batch {
+  const uint4* first;
+  unsigned step;
+  int shift;  // of pieces; 0 for packets
+
+  __device__ __forceinline__ uint4 operator[](int k) const {
+    return cut_piece<T>(first + k * step, shift);
+  }
+};
+
 // A thread's places for packets in shared memory. kGroup neighbouring threads, of one warp and one
 // row, have theirs side by side, and behind the last thread's lies room for the packet after it: so
 // each finds the two packets of its piece. A warp reads without bank conflicts.
@@ -129,11 +144,34 @@ class Slots {
 
   __device__ __forceinline__ uint4* at(unsigned slot) const { return first_ + slot * step_; }
 
+  __device__ __forceinline__ Batch<T> batch(unsigned slot, int shift) const {
+    return {at(slot), step_, shift};
+  }
+
   __device__ __forceinline__ void fetch(const RowView<T>& row, int packet, unsigned slot) const {
     row.fetch(packet, at(slot));
-    if (kGroup > 1 && row.shift != 0 && threadIdx.x % kGroup == kGroup - 1 &&
-        packet + 1 < row.packets()) {
-      row.fetch(packet + 1, at(slot) + 1);
+    if (fetches_next(row)) fetch_next(row, packet, slot);
+  }
+
+  // Packets first, first + step, .. < end.
+  __device__ __forceinline__ void fetch_batch(const RowView<T>& row, int first, int step, int end,
+                                              unsigned slot) const {
+    const int last = first + (kBatch - 1) * step;
+    if (last < end && row.moves_whole(first) && row.moves_whole(last)) {
+      const T* from = row.data + row.column(first);
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        copy_async<kPacketBytes>(at(slot + k), from + k * step * kPacket<T>);
+      }
+      if (fetches_next(row)) {
+#pragma unroll 1
+        for (int k = 0; k < kBatch; ++k) fetch_next(row, first + k * step, slot + k);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int packet = first; packet < end && packet <= last; packet += step) {
+      fetch(row, packet, slot++);
     }
   }
 
@@ -147,13 +185,22 @@ class Slots {
   }
 
  private:
+  // The last thread of a group also brings the packet that begins in no place of the group.
+  __device__ __forceinline__ bool fetches_next(const RowView<T>& row) const {
+    return kGroup > 1 && row.shift != 0 && threadIdx.x % kGroup == kGroup - 1;
+  }
+  __device__ __forceinline__ void fetch_next(const RowView<T>& row, int packet,
+                                             unsigned slot) const {
+    if (packet + 1 < row.packets()) row.fetch(packet + 1, at(slot) + 1);
+  }
+
   uint4* first_;
   unsigned step_;
 };
 
-// A thread's part of a row that is walked along, first, first + step, .. < end, in order, the next
-// packets under way while one is worked on: pieces for a group, packets for a thread by itself. The
-// threads of a group take their steps together.
+// A thread's part of a row that is walked along, batch by batch: first, first + step, .. < end, the
+// next ones under way while one is worked on. Pieces for a group, whose threads take their steps
+// together; packets for a thread by itself.
 template <class T, int kGroup>
 class PacketQueue {
  public:
@@ -164,25 +211,28 @@ class PacketQueue {
         ahead_(first),
         end_(end + static_cast<int>(threadIdx.x % kGroup)),
         step_(step) {
-    for (int i = 0; i < kQueueSlots - 1; ++i) fetch_one();
+    for (int i = 0; i < kQueueBatches - 1; ++i) fetch_batch();
   }
 
-  __device__ __forceinline__ uint4 next() {
-    copy_wait<kQueueSlots - 2>();
-    if (row_.shift != 0) slots_.synchronise();  // else every thread reads its own packet alone
-    fetch_one();                                // into the slot that the whole group has used up
-    const uint4 bits = kGroup == 1 ? *slots_.at(read_) : cut_piece<T>(slots_.at(read_), row_.shift);
-    read_ = (read_ + 1) % kQueueSlots;
-    return bits;
+  __device__ __forceinline__ Batch<T> next() {
+    copy_wait<kQueueBatches - 2>();
+    if (kGroup > 1 && row_.shift != 0) slots_.synchronise();  // else each reads its own alone
+    fetch_batch();  // into the slots that the whole group has used up
+    const Batch<T> batch = slots_.batch(read_, kGroup == 1 ? 0 : row_.shift);
+    read_ = read_ == kLast ? 0 : read_ + kBatch;
+    return batch;
   }
 
  private:
-  __device__ __forceinline__ void fetch_one() {
+  static constexpr unsigned kLast = kBatch * (kQueueBatches - 1);
+
+  __device__ __forceinline__ void fetch_batch() {
     // the packet after a group's last piece may be this thread's, although the piece is not
-    if (ahead_ < end_ && ahead_ < row_.packets()) slots_.fetch(row_, ahead_, write_);
+    const int end = end_ < row_.packets() ? end_ : row_.packets();
+    slots_.fetch_batch(row_, ahead_, step_, end, write_);
     copy_commit();  // an empty group too, so that the wait counts right
-    ahead_ += step_;
-    write_ = (write_ + 1) % kQueueSlots;
+    ahead_ += kBatch * step_;
+    write_ = write_ == kLast ? 0 : write_ + kBatch;
   }
 
   const RowView<T>& row_;

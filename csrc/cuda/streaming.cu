@@ -26,18 +26,22 @@ struct WalkedRow {
   __device__ __forceinline__ void pieces(const Body& body) const {
     PacketQueue<T, Team::kGroup> queue(row, shared, rank, row.pieces(), size);
     const int lane = rank % Team::kGroup;
-    for (int piece = rank; piece - lane < row.pieces(); piece += size) body(queue.next(), piece);
+    for (int first = rank; first - lane < row.pieces(); first += kBatch * size) {
+      body(queue.next(), first, size);
+    }
   }
 
   template <class Body>
   __device__ __forceinline__ void packets(const Body& body) const {
     PacketQueue<T, 1> queue(row, shared, rank, row.packets(), size);
-    for (int packet = rank; packet < row.packets(); packet += size) body(queue.next(), packet);
+    for (int first = rank; first < row.packets(); first += kBatch * size) {
+      body(queue.next(), first, size);
+    }
   }
 };
 
 template <class T, class Team, Terms terms, bool gradient>
-__global__ void __launch_bounds__(256, kBlocks<T, 3>)
+__global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain && !gradient ? 3 : 2>)
     streaming_kernel(const __grid_constant__ Work<acc_t<T>> work) {
   using Acc = acc_t<T>;
   Team team(dynamic_shared());
@@ -62,8 +66,9 @@ __global__ void __launch_bounds__(256, kBlocks<T, 3>)
     const int from = segment * work.segment_packets, to = from + work.segment_packets;
     RowSums<Acc> part;
     // by whole groups: a thread whose piece is past the row's end adds nothing
-    for (int piece = from + rank; piece - lane < (to < stop ? to : stop); piece += size) {
-      row.add(part, queue.next(), piece * kPacket<T>);
+    const int end = to < stop ? to : stop;
+    for (int piece = from + rank; piece - lane < end; piece += kBatch * size) {
+      row.add(part, queue.next(), piece, size);
     }
     part = team.reduce(part, MergeSums<Acc>{});
     sums = segment == first ? part : merge(sums, part);
