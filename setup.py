@@ -32,6 +32,7 @@ CUDA_SOURCES = [
     "csrc/cuda/backend.cpp",
     "csrc/cuda/runtime.cpp",
     "csrc/cuda/plan.cpp",
+    "csrc/cuda/compiled_architecture.cu",
     "csrc/cuda/resident.cu",
     "csrc/cuda/streaming.cu",
     "csrc/cuda/backward.cu",

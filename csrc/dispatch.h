@@ -1,4 +1,4 @@
-// From values to types: the only two places where a dtype or a flag becomes a template argument.
+// From values to types: where a dtype or a flag becomes a template argument.
 #pragma once
 
 #include <type_traits>

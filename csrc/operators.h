@@ -3,8 +3,9 @@
 //   Tensor empty_gradient(logits)                            memory for a gradient
 //   (loss, state) forward(arguments, normalizer)
 //   void backward(arguments)                                 after prepare_backward
-//   Tensor forward_backward(arguments, normalizer)           loss; the gradient goes to
-//   problem.grad void scale(values, dtype, factor)                        values *= factor
+//   Tensor forward_backward(arguments, normalizer)           loss; problem.grad gets the gradient
+//
+//   void scale(values, dtype, factor)                        values *= factor
 #pragma once
 
 #include <torch/csrc/stable/library.h>

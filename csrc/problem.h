@@ -52,7 +52,7 @@ struct Problem {
   int64_t rows = 0, cols = 0;
   Strided logits;
   TargetKind target_kind = TargetKind::int64;
-  const void* target = nullptr;  // [rows] class indices, checked before any kernel runs
+  const void* target = nullptr;  // [rows] class indices; a kernel checks what it reads
   Strided probabilities;         // TargetKind::probabilities
   const void* weight = nullptr;  // [cols] Acc, or null
   int64_t ignore_index = -100;

@@ -47,13 +47,14 @@ struct Smoothing {
         each(Acc(problem.options.label_smoothing / static_cast<double>(problem.cols))) {}
 };
 
-// From the sums of a row to its loss and what backward needs. `sums` leave out the target class,
-// whose logit is `target_logit`; with a focal spread, `focal` holds the spread part without it.
+// `sums` leave out the target class, whose logit is `target_logit`.
 template <class Acc>
 CE_HD RowNorm<Acc> normalise_row(const RowSums<Acc>& sums, int64_t target, Acc target_logit) {
   return target == kNoTarget ? normalise(sums) : normalise(sums, target_logit);
 }
 
+// From the sums of a row to its loss and what backward needs; with a focal spread, `focal` holds
+// the spread part without the target class.
 template <class Acc>
 CE_HD RowResult<Acc> finish_row(const Problem& problem, const Smoothing<Acc>& smoothing,
                                 int64_t target, const RowSums<Acc>& sums, const RowNorm<Acc>& norm,

@@ -44,6 +44,7 @@ class Multiprocessor(NamedTuple):
 
 
 MULTIPROCESSORS = {
+    75: Multiprocessor(1024, 16, 64 << 10),
     80: Multiprocessor(2048, 32, 164 << 10),
     90: Multiprocessor(2048, 32, 228 << 10),
     100: Multiprocessor(2048, 32, 228 << 10),

@@ -134,7 +134,7 @@ def check_targets(enabled: bool) -> None:
     that far, raises IndexError with the row and the index. `check_targets(True)` makes every call
     look at its targets first, wait for the answer and raise before any logit is touched, as on the
     CPU: for debugging, since it costs a synchronisation a call. It has no effect on a call that is
-    captured in a CUDA graph.
+    captured in a CUDA graph; what a replay of the graph finds is raised by the next call outside.
     """
     _ops.check_targets(enabled)
 
@@ -242,13 +242,13 @@ class _CrossEntropyInPlace(torch.autograd.Function):
                 "a second backward through cross_entropy(inplace=True): its gradient has been "
                 "handed out with the logits' memory; call it with inplace=False"
             )
-        ctx.spent = True
         grad = whole.detach()
         if ctx.early:
             _ops.scale_(grad.view(-1), grad_loss)
         else:
             target, weight, state = rest
             _ops.backward_(grad_loss, grad.view(ctx.shape), target, state, weight, **ctx.options)
+        ctx.spent = True  # not before: a call that raises has not touched the logits
         return grad, None, None, None, None, None
 
 

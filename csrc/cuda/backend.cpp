@@ -16,35 +16,39 @@ void check_launch(cudaError_t error) {
   if (error != cudaSuccess) fail("CUDA kernel launch: ", error_text(error));
 }
 
-// Raises what a kernel has found in the targets of an earlier call.
-void raise_target_error(const Problem* problem) {
-  volatile TargetError* record = target_error();
-  if (record->row_plus_one == 0) return;
-  const int64_t row = record->row_plus_one - 1, index = record->index;
-  record->row_plus_one = 0;
-  if (problem == nullptr) {
-    fail<std::out_of_range>("Target ", index, " is out of bounds: row ", row,
-                            " of the target of an earlier call, whose loss and gradient are NaN in "
-                            "that row; torchce_cuda.check_targets(True) raises at the call itself");
-  }
+// Takes what a kernel has recorded: whether there is anything, and what.
+bool take(TargetError& record, int64_t& row, int64_t& index) {
+  row = __atomic_exchange_n(&record.row_plus_one, 0, __ATOMIC_ACQUIRE) - 1;
+  index = record.index;
+  return row >= 0;
+}
+
+void raise_pending_target_error() {
+  int64_t row, index;
+  if (!take(target_errors().found, row, index)) return;
   fail<std::out_of_range>("Target ", index, " is out of bounds: row ", row,
-                          " of target, allowed are 0 to ", problem->cols - 1, " and ignore_index ",
-                          problem->ignore_index);
+                          " of the target of an earlier call, whose loss and gradient are NaN in "
+                          "that row; torchce_cuda.check_targets(True) raises at the call itself");
 }
 
 // One call of an operator: its device, its stream.
 struct Call {
   explicit Call(const Tensor& logits)
       : index(logits.get_device_index()), guard(index), stream(current_stream(index)) {
-    raise_target_error(nullptr);
+    raise_pending_target_error();
   }
 
   // With check_targets(True): nothing is read or written before every target has been seen. A call
   // under capture cannot wait, and is treated as any other.
   void check_targets(const Problem& problem) const {
     if (!check_targets_at_once || problem.target_kind == TargetKind::probabilities) return;
-    check_launch(launch_check_targets(problem, target_error(), stream));
-    if (synchronise(stream)) raise_target_error(&problem);
+    TargetError& record = target_errors().checked;
+    check_launch(launch_check_targets(problem, &record, stream));
+    int64_t row, index;
+    if (!synchronise(stream) || !take(record, row, index)) return;
+    fail<std::out_of_range>("Target ", index, " is out of bounds: row ", row,
+                            " of target, allowed are 0 to ", problem.cols - 1, " and ignore_index ",
+                            problem.ignore_index);
   }
 
   int32_t index;
@@ -88,7 +92,7 @@ void run_rows(const Arguments& arguments, Direction direction, const Call& call)
   Job job;
   job.problem = problem;
   job.plan = plan_for(problem, direction, call);
-  job.target_error = target_error();
+  job.target_error = &target_errors().found;
   const std::optional<Tensor> partials = workspace(arguments, partials_bytes(problem, job.plan));
   job.partials = data_of(partials);
   switch (job.plan.strategy) {

@@ -1,5 +1,5 @@
 // The operators' CUDA backend (operators.h): workspace, plan, launches. Nothing here waits for the
-// device.
+// device, unless check_targets(True) asks for it.
 #pragma once
 
 #include "../operators.h"

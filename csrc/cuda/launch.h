@@ -9,7 +9,8 @@
 namespace torchce::cuda {
 
 // A class index that is neither in range nor ignored, in memory that host and device share. A
-// kernel that meets one writes it here, makes its row NaN and goes on.
+// kernel that meets one writes it here, makes its row NaN and goes on. Where several rows are bad,
+// one of them is named; written at the same moment, row and index may be those of two.
 struct alignas(16) TargetError {
   int64_t row_plus_one = 0;  // 0: none
   int64_t index = 0;
@@ -18,9 +19,11 @@ struct alignas(16) TargetError {
 struct Job {
   Problem problem;
   LaunchPlan plan;
-  void* partials = nullptr;             // split plans: RowSums<Acc> [rows, segments]
-  TargetError* target_error = nullptr;  // forward directions
+  void* partials = nullptr;  // split plans: RowSums<Acc> [rows, segments]
+  TargetError* target_error = nullptr;
 };
+
+int compiled_architecture();
 
 int64_t partials_bytes(const Problem& problem, const LaunchPlan& plan);
 

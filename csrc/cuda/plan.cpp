@@ -8,7 +8,7 @@ namespace {
 
 // None of these numbers has been measured on a GPU yet; each says what it is meant to achieve.
 
-// Threads of a block whose teams are smaller than it: 8 blocks fill a multiprocessor.
+// Threads of a block whose teams are smaller than it.
 constexpr int kTeamBlock = 256;
 // The smallest team: of a row of 10 float32 classes it wastes 6 exponentials, a warp would 118.
 constexpr int kFewLanes = 4;
@@ -109,11 +109,14 @@ LaunchPlan resident_plan(const PlanQuery& query, int64_t pieces) {
 
 }  // namespace
 
+int64_t exchange_bytes(const LaunchPlan& plan) {
+  return plan.strategy != Strategy::backward && plan.lanes > kWarp ? kExchangeBytes : 0;
+}
+
 int64_t shared_bytes(const LaunchPlan& plan) {
-  const int group = std::min(plan.lanes, kWarp);
+  const int group = plan.strategy == Strategy::backward ? 1 : std::min(plan.lanes, kWarp);
   const int64_t width = group == 1 ? 1 : group + 1;
-  const int64_t exchange = plan.lanes > kWarp ? kExchangeBytes : 0;
-  return exchange + plan.slots * (plan.threads / group * width) * kPacketBytes;
+  return exchange_bytes(plan) + plan.slots * (plan.threads / group * width) * kPacketBytes;
 }
 
 LaunchPlan choose_plan(const PlanQuery& query) {

@@ -40,8 +40,9 @@ struct LaunchPlan {
 };
 
 LaunchPlan choose_plan(const PlanQuery& query);
-// Dynamic shared memory of a block. Groups of threads that share a warp and a row have room for one
-// packet more than they are threads.
+// Dynamic shared memory of a block: what its reductions need, then packets. Groups of threads that
+// share a warp and a row have room for one packet more than they are threads.
+int64_t exchange_bytes(const LaunchPlan& plan);
 int64_t shared_bytes(const LaunchPlan& plan);
 std::string to_string(const LaunchPlan& plan);
 

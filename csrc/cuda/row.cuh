@@ -42,7 +42,7 @@ struct Work {
         segment_packets(static_cast<int32_t>(job.plan.segment_packets)),
         segments(static_cast<int32_t>(job.plan.segments)),
         lanes(job.plan.lanes),
-        row_at(job.plan.lanes > 32 ? kExchangeBytes : 0),
+        row_at(static_cast<int32_t>(exchange_bytes(job.plan))),
         split(job.plan.split),
         partials(static_cast<RowSums<Acc>*>(job.partials)),
         target_error(job.target_error) {}
@@ -57,6 +57,17 @@ struct Work {
   bool split;
   RowSums<Acc>* partials;
   TargetError* target_error;
+};
+
+// Which row and which of its segments a team has. Teams of one thread: neighbours have neighbouring
+// rows, whose logits are neighbours in memory; others: a row's segments follow each other.
+struct Share {
+  int64_t row;
+  int32_t segment;
+
+  __device__ __forceinline__ Share(int64_t team, int64_t rows, int32_t segments, bool one_thread)
+      : row(one_thread ? team % rows : team / segments),
+        segment(static_cast<int32_t>(one_thread ? team / rows : team % segments)) {}
 };
 
 // The target of a row. `column` is kNoTarget for a distribution, and for an index that is out of
@@ -76,7 +87,6 @@ struct RowTarget {
 };
 
 __device__ __forceinline__ void report(const Problem& problem, int64_t row, TargetError* record) {
-  // one store, so that row and index belong together whoever else writes
   store_packet(record, bit_cast<uint4>(TargetError{row + 1, read_index(problem, row)}));
   __threadfence_system();
 }

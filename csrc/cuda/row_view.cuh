@@ -5,8 +5,7 @@
 //          whole inside the row move by one instruction; the first and the last, and all of a row
 //          whose classes are not neighbours, element by element. So there is one loop over a row,
 //          not a head, a body and a tail, and nothing outside the row is ever touched.
-// piece    as many classes as a packet holds, counted from the first class. Sums go by pieces, so
-// that
+// piece    as many classes as a packet holds, counted from the first class. Sums go by pieces: so
 //          a row gives the same bits wherever it lies; a piece is cut out of two packets that are
 //          neighbours in shared memory.
 #pragma once

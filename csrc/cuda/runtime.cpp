@@ -2,6 +2,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <algorithm>
 #include <mutex>
 #include <new>
 #include <stdexcept>
@@ -37,8 +38,10 @@ const Device& device(int32_t index) {
   if (device.architecture == 0) {
     device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
     device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
-    device.architecture = attribute(cudaDevAttrComputeCapabilityMajor, index) * 10 +
-                          attribute(cudaDevAttrComputeCapabilityMinor, index);
+    const DeviceGuard guard(index);
+    device.architecture = std::min(attribute(cudaDevAttrComputeCapabilityMajor, index) * 10 +
+                                       attribute(cudaDevAttrComputeCapabilityMinor, index),
+                                   compiled_architecture());
   }
   return device;
 }
@@ -65,20 +68,20 @@ cudaStream_t current_stream(int32_t index) {
   return static_cast<cudaStream_t>(stream);
 }
 
-TargetError* target_error() {
-  static TargetError* const record = [] {
+TargetErrors& target_errors() {
+  static TargetErrors* const records = [] {
     // The first call may be under capture, where allocations are refused unless the mode is
     // relaxed.
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     check(cudaThreadExchangeStreamCaptureMode(&mode), "capture mode");
     void* memory = nullptr;
     const cudaError_t error =
-        cudaHostAlloc(&memory, sizeof(TargetError), cudaHostAllocPortable | cudaHostAllocMapped);
+        cudaHostAlloc(&memory, sizeof(TargetErrors), cudaHostAllocPortable | cudaHostAllocMapped);
     check(cudaThreadExchangeStreamCaptureMode(&mode), "capture mode");
     check(error, "pinned memory");
-    return new (memory) TargetError;
+    return new (memory) TargetErrors;
   }();
-  return record;
+  return *records;
 }
 
 bool synchronise(cudaStream_t stream) {

@@ -7,6 +7,7 @@
 namespace torchce::cuda {
 
 struct Device {
+  // architecture: the lesser of what the device can do and what the kernels were compiled for
   int32_t architecture = 0, multiprocessors = 0;
   int64_t shared_bytes = 0;
 };
@@ -27,8 +28,13 @@ class DeviceGuard {
 
 cudaStream_t current_stream(int32_t index);
 
-// One record in pinned memory that every device writes and the host reads without waiting.
-TargetError* target_error();
+// Records in pinned memory that every device writes and the host reads without waiting.
+struct TargetErrors {
+  TargetError found;    // by a kernel on its way
+  TargetError checked;  // by check_targets(True)
+};
+
+TargetErrors& target_errors();
 
 // Waits for the stream, unless it is being captured: returns whether it waited.
 bool synchronise(cudaStream_t stream);

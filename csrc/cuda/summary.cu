@@ -59,7 +59,9 @@ __global__ void __launch_bounds__(kThreads)
                    const __grid_constant__ Summary summary) {
   Block<double> block(dynamic_shared());
   Totals totals;
-  if (summary.partials == nullptr) {
+  if (summary.row_loss == nullptr && !summary.weigh_targets) {
+    // the divisor is known, and there is nothing to add up
+  } else if (summary.partials == nullptr) {
     totals = sum_rows<Acc>(problem, summary, 0, problem.rows);
   } else {
     const int64_t blocks = (problem.rows + kBlockRows - 1) / kBlockRows;

@@ -4,7 +4,8 @@
 
 Reaches each strategy and team (one thread, four lanes, a warp, a block, a cluster, streaming, split
 rows, both reads of a gradient), each dtype and kind of term, rows that begin anywhere, ignored
-rows, and logits of -inf. `--quick` keeps rows short, for the sanitizers.
+rows, and logits of -inf. `--quick` is for the sanitizers: short rows, and few that fill a cluster,
+several segments or a queue.
 """
 
 import sys
@@ -18,6 +19,7 @@ from torchce_cuda import reference
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 LOSS_TOLERANCE = {F64: 1e-12, F32: 1e-5, BF16: 1e-5, F16: 1e-5}
 GRAD_TOLERANCE = {F64: 1e-12, F32: 3e-6, BF16: 6e-3, F16: 1e-3}
+ENTRY_TOLERANCE = {F64: 1e-11, F32: 3e-5, BF16: 5e-3, F16: 1e-3}
 OPTIONS = [
     {},
     {"gamma": 1.5, "weight": True, "z_loss": 1e-3},
@@ -27,9 +29,9 @@ OPTIONS = [
     {"probabilities": True, "weight": True},
     {"probabilities": True, "gamma": 0.5},
 ]
-QUICK = [(9, 10), (5, 130), (3, 1001), (2, 2100), (2, 13, 5)]
+QUICK = [(9, 10), (5, 130), (3, 1001), (2, 2100), (2, 13, 5), (1, 40_001), (1, 1500, 3)]
 LONG = [(3, 1), (40, 33), (3, 4096), (2, 9001), (2, 20_001), (2, 50_257), (1, 131_072)]
-LONG += [(1, 270_001), (2, 1500, 3), (1, 5000, 3)]
+LONG += [(1, 270_001), (1, 5000, 3)]
 
 
 def largest(error: torch.Tensor, size: torch.Tensor) -> float:
@@ -68,7 +70,10 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, options: dict, offset: int
             where = f"{shape} {dtype} {options.keys()} {offset=} {reduction} {inplace=}"
             assert largest(loss - exact_loss, exact_loss) <= LOSS_TOLERANCE[dtype], where
             assert largest(grad - exact_grad, exact_grad) <= GRAD_TOLERANCE[dtype], where
-            assert not (grad == 0).all() or (exact_grad == 0).all(), where
+            if not (options.keys() & {"label_smoothing"} or target.is_floating_point()):
+                # nothing cancels, so every entry by itself; float16 has no digits below 2^-14
+                error = (grad - exact_grad).abs() - (6e-8 if dtype == F16 else 1e-30)
+                assert (error <= ENTRY_TOLERANCE[dtype] * exact_grad.abs()).all(), where
 
 
 def main() -> None:
@@ -78,7 +83,7 @@ def main() -> None:
     shapes = QUICK if quick else QUICK + LONG
     count = 0
     for shape, dtype, options in product(shapes, (F32, BF16, F16, F64), OPTIONS):
-        if shape[1] > 9001 and (dtype == F16 or len(shape) > 2):
+        if shape[1] > 9001 and (dtype in (F16, F64) or (quick and options not in OPTIONS[:5:2])):
             continue
         for offset in (0, 1) if len(shape) == 2 else (0,):
             check(shape, dtype, options, offset)

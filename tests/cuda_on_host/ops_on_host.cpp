@@ -25,9 +25,9 @@ cudaStream_t current_stream(int32_t) { return nullptr; }
 bool synchronise(cudaStream_t) { return true; }
 const char* error_text(cudaError_t) { return cuda_on_host_error(); }
 
-TargetError* target_error() {
-  static TargetError record;
-  return &record;
+TargetErrors& target_errors() {
+  static TargetErrors records;
+  return records;
 }
 
 }  // namespace torchce::cuda
