@@ -60,7 +60,7 @@ class ResidentRow {
 };
 
 template <class T, class Team, Terms terms, bool gradient>
-__global__ void __launch_bounds__(Team::kThreads, kBlocks<T, Team::kBlocks>)
+__global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain ? 3 : 2>)
     resident_kernel(const __grid_constant__ Work<acc_t<T>> work) {
   using Acc = acc_t<T>;
   Team team(dynamic_shared());

@@ -38,8 +38,7 @@ __device__ __forceinline__ V reduce_lanes(unsigned mask, V value, const Merge& m
 template <int kLanes>
 class Lanes {
  public:
-  static constexpr int kThreads = 256, kBlocks = 3;  // launch bounds
-  static constexpr int kGroup = kLanes;              // threads of one warp and one row
+  static constexpr int kGroup = kLanes;  // threads of one warp and one row
 
   __device__ explicit Lanes(unsigned char*) {}
 
@@ -79,7 +78,7 @@ class Block {
   };
 
  public:
-  static constexpr int kThreads = 256, kBlocks = 3, kGroup = kWarpLanes;
+  static constexpr int kGroup = kWarpLanes;
   static constexpr size_t kSharedBytes = (2 * kWarpLanes + 1 + 2) * sizeof(Slot);
 
   __device__ explicit Block(unsigned char* shared) : slots_(reinterpret_cast<Slot*>(shared)) {}
