@@ -90,6 +90,7 @@ def load_and_run(package: Path, folder: Path, python: str, torch: str) -> None:
 
     subprocess.run(
         [environment / "bin/python", "-c", PROBE],
+        cwd=package,
         env=os.environ | {"LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": str(package)},
         check=True,
     )
