@@ -86,16 +86,15 @@ void* data_of(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? tensor->mutable_data_ptr() : nullptr;
 }
 
-void run_rows(const Arguments& arguments, Direction direction, const Call& call) {
-  const Problem& problem = arguments.problem;
-  if (problem.rows == 0) return;
+void run(const Arguments& arguments, const Problem& problem, const LaunchPlan& plan,
+         const Call& call) {
   Job job;
   job.problem = problem;
-  job.plan = plan_for(problem, direction, call);
+  job.plan = plan;
   job.target_error = &target_errors().found;
-  const std::optional<Tensor> partials = workspace(arguments, partials_bytes(problem, job.plan));
+  const std::optional<Tensor> partials = workspace(arguments, partials_bytes(problem, plan));
   job.partials = data_of(partials);
-  switch (job.plan.strategy) {
+  switch (plan.strategy) {
     case Strategy::resident:
       return check_launch(launch_resident(job, call.stream));
     case Strategy::streaming:
@@ -103,6 +102,23 @@ void run_rows(const Arguments& arguments, Direction direction, const Call& call)
     case Strategy::backward:
       return check_launch(launch_backward(job, call.stream));
   }
+}
+
+void run_rows(const Arguments& arguments, Direction direction, const Call& call) {
+  const Problem& problem = arguments.problem;
+  if (problem.rows == 0) return;
+  const LaunchPlan plan = plan_for(problem, direction, call);
+  if (direction != Direction::forward_backward || !plan.split) {
+    return run(arguments, problem, plan, call);
+  }
+  const Tensor state = empty_beside(arguments.logits, arguments.state_size(), arguments.acc_dtype);
+  Problem forward = problem;
+  forward.state = state_planes(state);
+  forward.grad = nullptr;
+  run(arguments, forward, plan, call);
+  Problem backward = problem;
+  backward.state = forward.state;
+  run(arguments, backward, plan_for(problem, Direction::backward, call), call);
 }
 
 // Where the mean's divisor is to come from.

@@ -77,8 +77,7 @@ LaunchPlan streaming_plan(const PlanQuery& query) {
   plan.segments = divide_up(row_pieces(query), plan.segment_packets);
   // The row's sums are the same to the bit either way, so this may look at the number of rows.
   const int64_t teams = by_thread ? divide_up(query.rows, kStreamingBlock) : query.rows;
-  plan.split = plan.segments > 1 && query.direction == Direction::forward && !query.focal_spread &&
-               teams < 2 * query.multiprocessors;
+  plan.split = plan.segments > 1 && !query.focal_spread && teams < 2 * query.multiprocessors;
   plan.lanes = by_thread ? 1 : kStreamingBlock;
   plan.threads = kStreamingBlock;
   plan.blocks =

@@ -35,7 +35,8 @@ struct LaunchPlan {
   int32_t slots = 0;            // packets of a row that a thread has in shared memory
   int64_t segment_packets = 0;  // sums are merged segment by segment, whoever computes them
   int64_t segments = 1;         // of a row
-  bool split = false;           // a block per segment, and a launch that merges: rows are few
+  // Rows are few: a block per segment, and a launch that merges; the gradient is a pass of its own.
+  bool split = false;
   int64_t blocks = 0;
 };
 
