@@ -41,11 +41,15 @@ struct Call {
   // With check_targets(True): nothing is read or written before every target has been seen. A call
   // under capture cannot wait, and is treated as any other.
   void check_targets(const Problem& problem) const {
-    if (!check_targets_at_once || problem.target_kind == TargetKind::probabilities) return;
+    if (!check_targets_at_once || problem.target_kind == TargetKind::probabilities ||
+        is_capturing(stream)) {
+      return;
+    }
     TargetError& record = target_errors().checked;
     check_launch(launch_check_targets(problem, &record, stream));
+    synchronise(stream);
     int64_t row, index;
-    if (!synchronise(stream) || !take(record, row, index)) return;
+    if (!take(record, row, index)) return;
     fail<std::out_of_range>("Target ", index, " is out of bounds: row ", row,
                             " of target, allowed are 0 to ", problem.cols - 1, " and ignore_index ",
                             problem.ignore_index);

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(256, kBlocks<T, 3>)
     for (int packet = begin + rank; packet < end; packet += size) grad.store_zeros(packet);
     return;
   }
-  PacketQueue<T, 1> queue(row.logits, dynamic_shared() + work.row_at, begin + rank, end, size);
+  PacketQueue<T, 1> queue(row.logits, dynamic_shared(), begin + rank, end, size);
   for (int first = begin + rank; first < end; first += kBatch * size) {
     row.write_gradient(grad, queue.next(), first, size, end, gradient);
   }

@@ -5,8 +5,8 @@
 // Why     all of a row is under way before any of it is used, at no cost in registers, and neither
 //         the gradient nor a focal spread needs a second read. From 64 KiB on the row is spread
 //         over a cluster of blocks, whose sums meet in distributed shared memory. One exponential a
-//         logit and look, and one a packet to rescale: for 2 bytes in and 2 out about two thirds of
-//         what the special-function units of an H200 give at 4.3 TB/s.
+//         logit and look, and one a batch to rescale: for 2 bytes in and 2 out about 60 % of what
+//         the special-function units of an H200 give at 4.3 TB/s.
 #include "finish.cuh"
 
 namespace torchce::cuda {

@@ -102,6 +102,12 @@ struct RowGradient {
         target_grad(upstream * state.target_grad),
         log_sum(state.log_sum),
         upstream(upstream) {}
+
+  // dz of a class that is not the target. fma is written out: where a row begins decides which loop
+  // an entry is computed in, and must not decide its bits.
+  __device__ __forceinline__ Acc entry(Acc z, Acc spread) const {
+    return std::fma(coef, exp_nonpos(z - max), -spread);
+  }
 };
 
 // q of a row's classes: what smoothing or given probabilities, times class weights, put there.
@@ -219,7 +225,7 @@ struct Row {
     Acc sum = 0;
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) sum += exp_nonpos(z[i] - reference);
-    sums.sum = sums.sum * exp_nonpos(sums.max - reference) + sum;
+    sums.sum = std::fma(sums.sum, exp_nonpos(sums.max - reference), sum);
     sums.max = max;
   }
 
@@ -254,7 +260,7 @@ struct Row {
 #pragma unroll
         for (int i = 0; i < kPacket<T>; ++i) gap += reference - z[k][i];
       }
-      sums.spread_gap = rebase_gap(sums, reference) + work.smoothing.each * gap;
+      sums.spread_gap = std::fma(work.smoothing.each, gap, rebase_gap(sums, reference));
       sums.spread_weight += work.smoothing.each * Acc(kBatch * kPacket<T>);
     }
     Acc sum = 0;
@@ -266,7 +272,7 @@ struct Row {
       for (int i = 0; i < kPacket<T>; ++i) part += exp_nonpos(z[k][i] - reference);
       sum += part;
     }
-    sums.sum = sums.sum * exp_nonpos(sums.max - reference) + sum;
+    sums.sum = std::fma(sums.sum, exp_nonpos(sums.max - reference), sum);
     sums.max = max;
   }
 
@@ -291,19 +297,15 @@ struct Row {
                                            Values& out) const {
     Values z;
     transform(bits, column, z);
+    Values q;
+    if constexpr (terms != Terms::plain) spread.load(logits, column, q);
 #pragma unroll
-    for (int i = 0; i < kPacket<T>; ++i) out[i] = row.coef * exp_nonpos(z[i] - row.max);
-    if constexpr (terms != Terms::plain) {
-      Values q;
-      spread.load(logits, column, q);
-#pragma unroll
-      for (int i = 0; i < kPacket<T>; ++i) {
-        if constexpr (terms == Terms::focal_spread) {
-          const Acc r = row.log_sum + (row.max - z[i]);
-          q[i] *= focal_terms(exp_nonpos(-r), r, work.gamma).slope;
-        }
-        out[i] -= row.upstream * q[i];
+    for (int i = 0; i < kPacket<T>; ++i) {
+      if constexpr (terms == Terms::focal_spread) {
+        const Acc r = row.log_sum + (row.max - z[i]);
+        q[i] *= focal_terms(exp_nonpos(-r), r, work.gamma).slope;
       }
+      out[i] = row.entry(z[i], terms == Terms::plain ? Acc(0) : row.upstream * q[i]);
     }
     replace_target(out, column, row.target_grad);
     if (work.softcap > Acc(0)) {
@@ -338,8 +340,7 @@ struct Row {
       unpack<T>(batch[k], z);
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) {
-        z[i] = row.coef * exp_nonpos(z[i] - row.max);
-        if constexpr (terms != Terms::plain) z[i] -= constant;
+        z[i] = row.entry(z[i], constant);
       }
       replace_target(z, column + k * step * kPacket<T>, row.target_grad);
       store_packet(grad.data + column + k * step * kPacket<T>, pack<T>(z));

@@ -12,6 +12,7 @@
 
 #include "device.cuh"
 #include "storage.cuh"
+#include "team.cuh"
 
 namespace torchce::cuda {
 
@@ -177,10 +178,7 @@ class Slots {
   // After `copy_wait`, before a neighbour's packet is read; and again before it is overwritten, in
   // shared memory or, where the gradient takes the logits' place, in the row itself.
   __device__ __forceinline__ void synchronise() const {
-    if (kGroup == 1) return;
-    constexpr unsigned kAll = kGroup == 32 ? 0xffffffffu : (1u << kGroup % 32) - 1;
-    const unsigned lane = threadIdx.x % 32;
-    __syncwarp(kAll << (lane - lane % kGroup));
+    if (kGroup > 1) __syncwarp(group_mask<kGroup>());
   }
 
  private:

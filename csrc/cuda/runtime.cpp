@@ -84,13 +84,13 @@ TargetErrors& target_errors() {
   return *records;
 }
 
-bool synchronise(cudaStream_t stream) {
+bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &status), "capture status");
-  if (status != cudaStreamCaptureStatusNone) return false;
-  check(cudaStreamSynchronize(stream), "synchronisation");
-  return true;
+  return status != cudaStreamCaptureStatusNone;
 }
+
+void synchronise(cudaStream_t stream) { check(cudaStreamSynchronize(stream), "synchronisation"); }
 
 const char* error_text(cudaError_t error) { return cudaGetErrorString(error); }
 

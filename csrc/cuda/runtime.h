@@ -36,8 +36,8 @@ struct TargetErrors {
 
 TargetErrors& target_errors();
 
-// Waits for the stream, unless it is being captured: returns whether it waited.
-bool synchronise(cudaStream_t stream);
+bool is_capturing(cudaStream_t stream);
+void synchronise(cudaStream_t stream);
 
 const char* error_text(cudaError_t error);
 

@@ -12,6 +12,14 @@ namespace torchce::cuda {
 
 constexpr int kWarpLanes = 32;
 
+// The lanes of this thread's group of kGroup neighbours within a warp.
+template <int kGroup>
+__device__ __forceinline__ unsigned group_mask() {
+  constexpr unsigned kAll = kGroup == kWarpLanes ? 0xffffffffu : (1u << kGroup % kWarpLanes) - 1;
+  const unsigned lane = threadIdx.x % kWarpLanes;
+  return kAll << (lane - lane % kGroup);
+}
+
 template <class V>
 __device__ __forceinline__ V shuffle_xor(unsigned mask, V value, int distance) {
   static_assert(sizeof(V) % 4 == 0, "a value moves in 32-bit words");
@@ -56,9 +64,7 @@ class Lanes {
     if constexpr (kLanes == 1) {
       return value;
     } else {
-      const unsigned lane = threadIdx.x % kWarpLanes;
-      constexpr unsigned kAll = kLanes == kWarpLanes ? 0xffffffffu : (1u << kLanes % 32) - 1;
-      return reduce_lanes<kLanes>(kAll << (lane - lane % kLanes), value, merge);
+      return reduce_lanes<kLanes>(group_mask<kLanes>(), value, merge);
     }
   }
   template <class V>

@@ -22,7 +22,8 @@ const Device& device(int32_t) {
 DeviceGuard::DeviceGuard(int32_t) {}
 DeviceGuard::~DeviceGuard() {}
 cudaStream_t current_stream(int32_t) { return nullptr; }
-bool synchronise(cudaStream_t) { return true; }
+bool is_capturing(cudaStream_t) { return false; }
+void synchronise(cudaStream_t) {}
 const char* error_text(cudaError_t) { return cuda_on_host_error(); }
 
 TargetErrors& target_errors() {
