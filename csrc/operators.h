@@ -4,7 +4,7 @@
 //   (loss, state) forward(arguments, normalizer)
 //   void backward(arguments)                                 after prepare_backward
 //   Tensor forward_backward(arguments, normalizer)           loss; problem.grad gets the gradient
-//
+//   Tensor divisor(arguments, normalizer)                    after a look at every target
 //   void scale(values, dtype, factor)                        values *= factor
 #pragma once
 
@@ -87,6 +87,17 @@ struct Operators {
     return Backend::forward_backward(arguments, normalizer);
   }
 
+  static Tensor divisor(const Tensor& logits, const Tensor& target, const Weight& weight,
+                        const std::optional<Tensor>& normalizer, int64_t ignore_index,
+                        int64_t reduction, double label_smoothing, double gamma, double z_loss,
+                        double logit_scale, double logit_softcap) {
+    Arguments arguments =
+        make_arguments(logits, target, weight, ignore_index, reduction,
+                       {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
+    check_normalizer(arguments, normalizer);
+    return Backend::divisor(arguments, normalizer);
+  }
+
   static void scale_(const Tensor& values, const Tensor& factor) {
     const auto dtype = float_dtype(values);
     if (!dtype.has_value() || !values.is_contiguous()) {
@@ -106,6 +117,7 @@ struct Operators {
     library.impl("cross_entropy_backward_", TORCH_BOX(&Operators::backward_));
     library.impl("cross_entropy_forward_backward", TORCH_BOX(&Operators::forward_backward));
     library.impl("cross_entropy_forward_backward_", TORCH_BOX(&Operators::forward_backward_));
+    library.impl("cross_entropy_divisor", TORCH_BOX(&Operators::divisor));
     library.impl("scale_", TORCH_BOX(&Operators::scale_));
   }
 };

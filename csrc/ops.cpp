@@ -26,6 +26,10 @@ STABLE_TORCH_LIBRARY(torchce, m) {
         "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> (Tensor loss, Tensor grad)");
   m.def("cross_entropy_forward_backward_(Tensor(a!) logits, Tensor target, Tensor? weight=None, "
         "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> Tensor");
+  // for a problem that is computed in parts: checks all of its arguments and targets, of `logits`
+  // only the shape, and gives what its mean divides by
+  m.def("cross_entropy_divisor(Tensor logits, Tensor target, Tensor? weight=None, "
+        "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> Tensor");
   m.def("scale_(Tensor(a!) values, Tensor factor) -> ()");
   m.def("check_targets(bool enabled) -> ()");
 }

@@ -62,11 +62,24 @@ def operator_samples(dtype: torch.dtype) -> dict[str, list[tuple[tuple, dict]]]:
                 loss, state = ops.cross_entropy_forward(*forward, **options)
                 backward = (torch.randn_like(loss), logits.clone(), target, state, given)
                 samples["cross_entropy_forward"].append((forward, options))
+                samples["cross_entropy_divisor"].append((forward, options))
                 samples["cross_entropy_backward"].append((backward, options))
                 samples["cross_entropy_backward_"].append((backward, options))
                 if "reduction" not in options:
                     samples["cross_entropy_forward_backward"].append((forward, options))
                     samples["cross_entropy_forward_backward_"].append((forward, options))
+                hidden, head = torch.randn(5, 4).to(dtype), torch.randn(7, 4).to(dtype)
+                if len(shape) == 2:
+                    plan = {
+                        "num_classes": 7,
+                        "wanted": [True] * 3,
+                        "compute_dtype": dtype,
+                        "accumulate_dtype": accumulator,
+                        "chunk_rows": 2,
+                    }
+                    rest = (target, head[:, 0], given, None, torch.ones_like(loss))
+                    linear = ((hidden, head, *rest), {**options, **plan})
+                    samples["linear_cross_entropy"].append(linear)
     factor = torch.tensor(2.0, dtype=accumulator)
     samples["scale_"].append(((torch.randn(10).to(dtype), factor), {}))
     samples["check_targets"].append(((True,), {}))

@@ -7,16 +7,16 @@ door.
 import torch
 
 from . import _ops_library  # noqa: F401  (loading it registers torch.ops.torchce)
+from .arguments import MEAN, NONE
 
 forward = torch.ops.torchce.cross_entropy_forward.default
 backward = torch.ops.torchce.cross_entropy_backward.default
 backward_ = torch.ops.torchce.cross_entropy_backward_.default
 forward_backward = torch.ops.torchce.cross_entropy_forward_backward.default
 forward_backward_ = torch.ops.torchce.cross_entropy_forward_backward_.default
+divisor = torch.ops.torchce.cross_entropy_divisor.default
 scale_ = torch.ops.torchce.scale_.default
 check_targets = torch.ops.torchce.check_targets.default
-
-NONE, MEAN, SUM = 0, 1, 2  # the reduction argument
 
 
 def _acc_dtype(logits: torch.Tensor) -> torch.dtype:
@@ -73,6 +73,11 @@ def _(logits, target, weight=None, normalizer=None, **options):
 
 
 @torch.library.register_fake("torchce::cross_entropy_forward_backward_")
+def _(logits, target, weight=None, normalizer=None, **options):
+    return logits.new_empty([], dtype=_acc_dtype(logits))
+
+
+@torch.library.register_fake("torchce::cross_entropy_divisor")
 def _(logits, target, weight=None, normalizer=None, **options):
     return logits.new_empty([], dtype=_acc_dtype(logits))
 

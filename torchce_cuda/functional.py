@@ -7,19 +7,13 @@ in forward mode, for a second derivative, for gradients to weight, probabilities
 composition in `reference` takes over; it is the same mathematics.
 """
 
-import math
-from numbers import Real
-from operator import index
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _ops, reference
+from . import _ops, arguments, reference
+from .arguments import MEAN, NONE
 
-_REDUCTIONS = {"none": _ops.NONE, "mean": _ops.MEAN, "sum": _ops.SUM}
-_REDUCTION_NAMES = {number: name for name, number in _REDUCTIONS.items()}
-_FLOATING = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 _SMALL = 4096  # logits: up to here a forward and backward pass costs less than one more call
 _transforms_active = torch._C._are_functorch_transforms_active
 
@@ -76,43 +70,20 @@ def cross_entropy(
         IndexError: a class index outside [0, C) that is not `ignore_index`.
         ValueError, RuntimeError, TypeError, NotImplementedError: as PyTorch for bad arguments.
     """
-    reduction_number = _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
-    if reduction_number is None:
-        raise ValueError(f"reduction is {reduction!r}, but must be 'none', 'mean' or 'sum'")
-    if not isinstance(input, Tensor):
-        raise TypeError(f"input must be a Tensor, not {type(input).__name__}")
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a Tensor, not {type(target).__name__}")
-    if input.dtype not in _FLOATING:
-        raise NotImplementedError(
-            f"input has dtype {input.dtype}, but must be float64, float32, bfloat16 or float16"
-        )
-
-    # Only what differs from the operators' defaults: each argument handed over costs 0.15 us.
-    options: dict = {}
-    if reduction_number != _ops.MEAN:
-        options["reduction"] = reduction_number
-    if ignore_index != -100:
-        options["ignore_index"] = _integer("ignore_index", ignore_index)
-    if label_smoothing != 0.0:
-        options["label_smoothing"] = _number("label_smoothing", label_smoothing)
-    if gamma != 0.0:
-        options["gamma"] = _number("gamma", gamma)
-    if z_loss != 0.0:
-        options["z_loss"] = _number("z_loss", z_loss)
-    if logit_scale != 1.0:
-        options["logit_scale"] = _number("logit_scale", logit_scale)
-    if logit_softcap is not None:
-        options["logit_softcap"] = _positive("logit_softcap", logit_softcap)
+    options = arguments.operator_options(
+        reduction, ignore_index, label_smoothing, gamma, z_loss, logit_scale, logit_softcap
+    )
+    arguments.check_floating("input", input)
+    arguments.check_tensor("target", target)
     if normalizer is not None:
-        normalizer = _normalizer(normalizer, reduction)
+        normalizer = arguments.as_normalizer(normalizer, reduction)
     if weight is not None:
-        _check_weight(weight, target)
+        arguments.check_weight(weight, target)
     if target.dtype == torch.float64 and input.dtype != torch.float64:
         input = input.double()
 
-    if _needs_composition(input, target, weight, normalizer):
-        return _composition(input, target, weight, normalizer, options)
+    if needs_composition(input, target, weight, normalizer):
+        return composition(input, target, weight, normalizer, options)
     if not (input.requires_grad and torch.is_grad_enabled()):
         return _ops.forward(input, target, weight, normalizer, **options)[0]
     if torch.compiler.is_compiling():
@@ -190,12 +161,12 @@ def _gradient_may_be_early(input, options) -> bool:
     return (
         input.is_cpu
         and input.dtype in (torch.float32, torch.float64)  # 16-bit: rounded once, with grad_loss
-        and options.get("reduction") != _ops.NONE
+        and options.get("reduction") != NONE
         and not torch.compiler.is_compiling()
     )
 
 
-# `Function.apply` without its look at torch.func transforms, which `_needs_composition` has had: 2
+# `Function.apply` without its look at torch.func transforms, which `needs_composition` has had: 2
 # of the 38 us of a small call.
 _record = getattr(super(torch.autograd.Function, _CrossEntropy), "apply", _CrossEntropy.apply)
 
@@ -215,7 +186,7 @@ class _CrossEntropyInPlace(torch.autograd.Function):
         ctx.shape, ctx.options, ctx.spent = shape, options, False
         # A loss scaler multiplies grad_loss by 65536 so that small float16 gradients survive: they
         # would be lost if they were rounded before that factor arrives.
-        ctx.early = options.get("reduction") != _ops.NONE and whole.dtype != torch.float16
+        ctx.early = options.get("reduction") != NONE and whole.dtype != torch.float16
         if ctx.early:
             loss = _ops.forward_backward_(logits, target, weight, normalizer, **options)
             ctx.save_for_backward(whole)
@@ -272,7 +243,7 @@ def _overwritable(input: Tensor) -> Tensor:
     return whole
 
 
-def _needs_composition(input, target, weight, normalizer) -> bool:
+def needs_composition(input, target, weight, normalizer) -> bool:
     if _transforms_active() or forward_ad._current_level >= 0:
         return True
     if not (input.is_cpu or input.is_cuda or input.is_meta):
@@ -286,60 +257,15 @@ def _needs_composition(input, target, weight, normalizer) -> bool:
     return torch.is_grad_enabled()
 
 
-def _composition(input, target, weight, normalizer, options) -> Tensor:
+def composition(input, target, weight, normalizer, options) -> Tensor:
     options = dict(options)
-    reduction = _REDUCTION_NAMES[options.pop("reduction", _ops.MEAN)]
+    reduction = arguments.REDUCTION_NAMES[options.pop("reduction", MEAN)]
     return reference.cross_entropy(
         input, target, weight, reduction=reduction, normalizer=normalizer, **options
     )
 
 
 def _differentiable_grad(input, target, weight, normalizer, options, grad_loss) -> Tensor:
-    loss = _composition(input, target, weight, normalizer, options)
+    loss = composition(input, target, weight, normalizer, options)
     (grad,) = torch.autograd.grad(loss, input, grad_loss, create_graph=True)
     return grad
-
-
-def _integer(name: str, value) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not bool")
-    try:
-        value = index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name} is {value}, but must fit 64 bits")
-    return value
-
-
-def _number(name: str, value) -> float:
-    if not isinstance(value, Real | torch.SymFloat):
-        raise TypeError(f"{name} must be a float, not {type(value).__name__}")
-    return float(value)
-
-
-def _positive(name: str, value) -> float:
-    value = _number(name, value)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}, but must be a finite number > 0, or None")
-    return value
-
-
-def _check_weight(weight, target: Tensor) -> None:
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a Tensor or None, not {type(weight).__name__}")
-    if weight.requires_grad and torch.is_grad_enabled() and not target.is_floating_point():
-        raise RuntimeError(
-            "weight requires grad, but the loss is not differentiable in it with class indices; "
-            "pass weight.detach()"
-        )
-
-
-def _normalizer(value, reduction: str) -> Tensor:
-    if reduction != "mean":
-        raise ValueError(f"normalizer needs reduction='mean', got reduction={reduction!r}")
-    if not isinstance(value, Tensor):
-        return torch.tensor(_number("normalizer", value), dtype=torch.float64)
-    if value.dim() != 0:
-        raise ValueError(f"normalizer has shape {list(value.shape)}, but must be 0-d")
-    return value.to(torch.float64)

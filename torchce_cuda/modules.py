@@ -1,17 +1,13 @@
-"""The losses as modules: they hold arguments and call `functional`."""
+"""The losses as modules: they hold arguments and call the functions."""
 
-from torch import Tensor, nn
+from torch import Tensor, dtype, nn
 
 from .functional import cross_entropy
+from .linear import linear_cross_entropy
 
 
-class CrossEntropyLoss(nn.Module):
-    """`cross_entropy` as a module: a drop-in for `torch.nn.CrossEntropyLoss`.
-
-    Takes every option of `cross_entropy`; see there for shapes, dtypes and errors. `weight` (C) is
-    a buffer, so it follows the module to a device and into its state_dict. The other options are
-    plain attributes, read at each call; as in PyTorch, they are not checked before.
-    """
+class _RowLoss(nn.Module):
+    """The options of a row's loss, plain attributes but for `weight`."""
 
     def __init__(
         self,
@@ -25,7 +21,6 @@ class CrossEntropyLoss(nn.Module):
         logit_scale: float = 1.0,
         logit_softcap: float | None = None,
         normalizer: float | Tensor | None = None,
-        inplace: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
@@ -38,23 +33,35 @@ class CrossEntropyLoss(nn.Module):
         self.logit_scale = logit_scale
         self.logit_softcap = logit_softcap
         self.normalizer = normalizer
+
+    def row_options(self) -> dict:
+        return {
+            "weight": self.weight,
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+            "label_smoothing": self.label_smoothing,
+            "gamma": self.gamma,
+            "z_loss": self.z_loss,
+            "logit_scale": self.logit_scale,
+            "logit_softcap": self.logit_softcap,
+            "normalizer": self.normalizer,
+        }
+
+
+class CrossEntropyLoss(_RowLoss):
+    """`cross_entropy` as a module: a drop-in for `torch.nn.CrossEntropyLoss`.
+
+    Takes every option of `cross_entropy`; see there for shapes, dtypes and errors. `weight` (C) is
+    a buffer, so it follows the module to a device and into its state_dict. The other options are
+    plain attributes, read at each call; as in PyTorch, they are not checked before.
+    """
+
+    def __init__(self, weight: Tensor | None = None, *, inplace: bool = False, **options) -> None:
+        super().__init__(weight, **options)
         self.inplace = inplace
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(
-            input,
-            target,
-            self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            gamma=self.gamma,
-            z_loss=self.z_loss,
-            logit_scale=self.logit_scale,
-            logit_softcap=self.logit_softcap,
-            normalizer=self.normalizer,
-            inplace=self.inplace,
-        )
+        return cross_entropy(input, target, inplace=self.inplace, **self.row_options())
 
 
 class FocalLoss(CrossEntropyLoss):
@@ -66,3 +73,48 @@ class FocalLoss(CrossEntropyLoss):
 
     def __init__(self, weight: Tensor | None = None, *, gamma: float = 2.0, **options) -> None:
         super().__init__(weight, gamma=gamma, **options)
+
+
+class LinearCrossEntropyLoss(_RowLoss):
+    """`linear_cross_entropy` as a module: holds the loss's options, and not the head.
+
+    The head stays where it is, with one owner and one entry in a state_dict: an `nn.Linear`, or the
+    embedding that it is tied to. Both are passed at the call::
+
+        loss = LinearCrossEntropyLoss(z_loss=1e-4)
+        loss(hidden, head.weight, target, linear_bias=head.bias)
+        loss(hidden, embedding.weight, target)
+
+    A tied weight gets the sum of both gradients, as autograd gives it. Takes every option of
+    `linear_cross_entropy`; see there for shapes, dtypes and errors. `weight` (C), a factor per
+    class, is a buffer; the other options are plain attributes, read at each call.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        chunk_rows: int | None = None,
+        accumulate_dtype: dtype | None = None,
+        **options,
+    ) -> None:
+        super().__init__(weight, **options)
+        self.chunk_rows = chunk_rows
+        self.accumulate_dtype = accumulate_dtype
+
+    def forward(
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None = None,
+    ) -> Tensor:
+        return linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            chunk_rows=self.chunk_rows,
+            accumulate_dtype=self.accumulate_dtype,
+            **self.row_options(),
+        )

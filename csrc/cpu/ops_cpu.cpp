@@ -127,6 +127,12 @@ struct Backend {
     return reduce(arguments, divisor);
   }
 
+  static Tensor divisor(Arguments& arguments, const std::optional<Tensor>& normalizer) {
+    const Tensor divisor = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
+    write_scalar(divisor, 0, check_targets(arguments, normalizer));
+    return divisor;
+  }
+
   static void scale(const Tensor& values, DType dtype, const Tensor& factor) {
     cpu::scale(values.mutable_data_ptr(), dtype, values.numel(), read_scalar(factor));
   }

@@ -55,6 +55,12 @@ struct Call {
                             problem.ignore_index);
   }
 
+  // The first bad target of a problem whose kernels see parts of it, and number rows by the part.
+  void record_bad_target(const Problem& problem) const {
+    if (problem.target_kind == TargetKind::probabilities) return;
+    check_launch(launch_check_targets(problem, &target_errors().found, stream));
+  }
+
   int32_t index;
   DeviceGuard guard;
   cudaStream_t stream;
@@ -202,6 +208,17 @@ Tensor Backend::forward_backward(Arguments& arguments, const std::optional<Tenso
   summary.loss = loss.mutable_data_ptr();
   summarise(arguments, summary, call);
   return loss;
+}
+
+Tensor Backend::divisor(Arguments& arguments, const std::optional<Tensor>& normalizer) {
+  const Call call(arguments.logits);
+  call.check_targets(arguments.problem);
+  call.record_bad_target(arguments.problem);
+  const Tensor divisor = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
+  Summary summary = divisor_of(arguments, normalizer);
+  summary.divisor_out = divisor.mutable_data_ptr();
+  summarise(arguments, summary, call);
+  return divisor;
 }
 
 void Backend::scale(const Tensor& values, DType dtype, const Tensor& factor) {

@@ -12,6 +12,7 @@ struct Backend {
                                             const std::optional<Tensor>& normalizer);
   static void backward(Arguments& arguments);
   static Tensor forward_backward(Arguments& arguments, const std::optional<Tensor>& normalizer);
+  static Tensor divisor(Arguments& arguments, const std::optional<Tensor>& normalizer);
   static void scale(const Tensor& values, DType dtype, const Tensor& factor);
 };
 

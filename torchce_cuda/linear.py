@@ -1,0 +1,293 @@
+"""Cross entropy of a linear layer's output without the output: argument rules and autograd.
+
+One call goes through `linear_cross_entropy` -> `_LinearCrossEntropy` ->
+`torch.ops.torchce.linear_cross_entropy` (`chunks.py`), which runs the GEMMs and the kernels of
+`cross_entropy` chunk by chunk. Where that function takes the composition, this one does too.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _ops, arguments, chunks
+from .arguments import NONE
+from .functional import composition, needs_composition
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    gamma: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    normalizer: float | Tensor | None = None,
+    chunk_rows: int | None = None,
+    accumulate_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``cross_entropy(linear(input, linear_weight, linear_bias), target, ...)`` in little memory.
+
+    The logits exist one chunk of rows at a time. For "mean" and "sum" the gradients are computed in
+    the forward pass, chunk by chunk, of those inputs that need one: three matrix products in all,
+    as in the separate route. For "none", and where float16 takes part (whose small gradients
+    survive only with the loss scaler's factor), the backward pass computes the logits again: four.
+    Without a gradient there is one.
+
+    Args:
+        input: hidden states of shape (D), (N, D) or (..., D) in any number of dimensions; float64,
+            float32, bfloat16 or float16. Contiguous, or it is copied.
+        linear_weight: the head's weight, (C, D), of the dtype of `input`; or (C, d1, ..., dk, D)
+            with (N, D), for logits of shape (N, C, d1, ..., dk).
+        target: class indices of the shape of `input` without D, followed by d1, ..., dk; or
+            class probabilities, with C after the dimensions of the rows. On the CPU, rows whose
+            target is `ignore_index` are left out of the products; on a CUDA device they are not,
+            since their number would have to be waited for.
+        linear_bias: the head's bias, of the shape of `linear_weight` without D.
+        weight, ignore_index, reduction, label_smoothing, gamma, z_loss, logit_scale, logit_softcap,
+            normalizer: as for `cross_entropy`.
+        chunk_rows: rows of logits that are alive at a time, at least 1. By default an eighth of
+            the rows, or up to 512 where that is at most a quarter of them (on a CUDA device 4096,
+            half of them), and never more than 128 MiB of logits (2 GiB).
+        accumulate_dtype: in which `linear_weight`'s gradient is summed over chunks: float32 by
+            default (float64 for float64), or the dtype of `linear_weight`, which saves memory.
+
+    Returns:
+        The loss, 0-d or with the shape of the rows: float64 for float64 input, else float32. Under
+        autocast the products are made in its dtype, and gradients are not rounded to it.
+
+    Note:
+        Input, head and bias may need a gradient or not; a tied head (an embedding's weight) is
+        passed as it is. A second backward (``retain_graph=True``) computes everything again. Second
+        derivatives, `torch.func` transforms, and gradients to `weight`, probabilities or
+        `normalizer` take the composition of `torch.nn.functional.linear` and plain PyTorch, with
+        its memory. Probabilities of float64 make the whole computation float64.
+
+        A causal language model predicts the next token: see `next_token_target`.
+
+    Raises:
+        IndexError: a class index outside [0, C) that is not `ignore_index`.
+        ValueError, RuntimeError, TypeError, NotImplementedError: for other bad arguments.
+    """
+    options = arguments.operator_options(
+        reduction, ignore_index, label_smoothing, gamma, z_loss, logit_scale, logit_softcap
+    )
+    arguments.check_floating("input", input)
+    arguments.check_floating("linear_weight", linear_weight)
+    arguments.check_tensor("target", target)
+    if linear_bias is not None:
+        arguments.check_floating("linear_bias", linear_bias)
+    if normalizer is not None:
+        normalizer = arguments.as_normalizer(normalizer, reduction)
+    if weight is not None:
+        arguments.check_weight(weight, target)
+    if chunk_rows is not None:
+        chunk_rows = arguments.as_integer("chunk_rows", chunk_rows)
+        if chunk_rows < 1:
+            raise ValueError(f"chunk_rows is {chunk_rows}, but must be at least 1")
+    row_shape = _check_shapes(input, linear_weight, target, linear_bias)
+    if target.dtype == torch.float64:
+        input, linear_weight = input.double(), linear_weight.double()
+        linear_bias = None if linear_bias is None else linear_bias.double()
+    compute_dtype = _compute_dtype(input, linear_weight, linear_bias)
+
+    num_classes, *positions = linear_weight.shape[:-1]
+    if target.is_floating_point():
+        target = target.reshape(-1, num_classes, *positions)
+    else:
+        target = target.reshape(-1, *positions)
+    # Flat before autograd sees them, so that their gradients take the shape of the originals.
+    input = input.reshape(-1, input.shape[-1])
+    linear_weight = linear_weight.reshape(-1, linear_weight.shape[-1])
+    linear_bias = None if linear_bias is None else linear_bias.reshape(-1)
+
+    others = (target, weight, normalizer, options)
+    if needs_composition(input, target, weight, normalizer):
+        loss = _composition(input, linear_weight, linear_bias, num_classes, others)
+    else:
+        plan = {
+            "num_classes": num_classes,
+            "compute_dtype": compute_dtype,
+            "accumulate_dtype": _accumulate_dtype(accumulate_dtype, linear_weight, compute_dtype),
+            "chunk_rows": chunk_rows,
+        }
+        loss = _LinearCrossEntropy.apply(input, linear_weight, linear_bias, others, plan)
+    return loss.reshape(row_shape) if reduction == "none" else loss
+
+
+def next_token_target(tokens: Tensor, ignore_index: int = -100) -> Tensor:
+    """What a causal language model is to predict at each position: the token after it.
+
+    Shifts class indices (..., T) by one position along the last dimension. The last position has no
+    next token and gets `ignore_index`, so that hidden states and target keep one shape and nothing
+    has to be cut off or copied: ``linear_cross_entropy(hidden, head, next_token_target(tokens))``.
+    Returns a new tensor of the dtype of `tokens`.
+    """
+    arguments.check_tensor("tokens", tokens)
+    if tokens.dim() == 0:
+        raise ValueError("tokens is a scalar, but must be of shape (..., T)")
+    return F.pad(tokens[..., 1:], (0, min(tokens.shape[-1], 1)), value=ignore_index)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients in the forward pass where the upstream factor is one number that can wait.
+
+    They are kept as attributes of `ctx` and handed out once, scaled in place: autograd may then
+    write into them. What comes later (a second backward) is computed again. Under torch.compile
+    they are saved tensors, which nobody writes into.
+    """
+
+    @staticmethod
+    def forward(ctx, input, linear_weight, linear_bias, others, plan):
+        target, weight, normalizer, options = others
+        early = _gradients_may_be_early(input, linear_weight, plan, options)
+        wanted = _wanted(ctx) if early else [False] * 3
+        loss, *grads = chunks.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias,
+            weight,
+            normalizer,
+            wanted=wanted,
+            **plan,
+            **options,
+        )
+        saved = (input, linear_weight, linear_bias, target, weight, normalizer)
+        traced = early and torch.compiler.is_compiling()
+        ctx.grads = grads if early and not traced else None
+        ctx.save_for_backward(*saved, *(grads if traced else ()))
+        ctx.plan, ctx.options = plan, options
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        wanted = _wanted(ctx)
+        grads, ctx.grads = ctx.grads, None
+        if grads is not None and not torch.is_grad_enabled():
+            for grad, wants in zip(grads, wanted, strict=True):
+                if wants:
+                    _ops.scale_(grad.view(-1), grad_loss)
+            return *_only(grads, wanted), None, None
+        *saved, weight, normalizer = ctx.saved_tensors[:6]
+        input, linear_weight, linear_bias, target = saved
+        if torch.compiler.is_compiling():
+            grads = [grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors[6:]] or None
+        elif torch.is_grad_enabled():
+            return *_differentiable_grads(ctx, grad_loss), None, None
+        if grads is None:
+            _, *grads = chunks.linear_cross_entropy(
+                input,
+                linear_weight,
+                target,
+                linear_bias,
+                weight,
+                normalizer,
+                grad_loss,
+                wanted=wanted,
+                **ctx.plan,
+                **ctx.options,
+            )
+        return *_only(grads, wanted), None, None
+
+
+def _wanted(ctx) -> list[bool]:
+    return list(ctx.needs_input_grad[:3])
+
+
+def _only(grads, wanted):
+    return [grad if wants else None for grad, wants in zip(grads, wanted, strict=True)]
+
+
+def _gradients_may_be_early(input, linear_weight, plan, options) -> bool:
+    dtypes = (input.dtype, linear_weight.dtype, plan["compute_dtype"])
+    return options.get("reduction") != NONE and torch.float16 not in dtypes
+
+
+def _composition(input, linear_weight, linear_bias, num_classes, others) -> Tensor:
+    target, *rest = others
+    logits = F.linear(input, linear_weight, linear_bias)
+    positions = target.shape[2:] if target.is_floating_point() else target.shape[1:]
+    return composition(logits.reshape(-1, num_classes, *positions), target, *rest)
+
+
+def _differentiable_grads(ctx, grad_loss):
+    input, linear_weight, linear_bias, *others = ctx.saved_tensors[:6]
+    wanted = _wanted(ctx)
+    dtype = ctx.plan["compute_dtype"]
+    low = [None if x is None else x.to(dtype) for x in (input, linear_weight, linear_bias)]
+    with torch.autocast(input.device.type, enabled=False):
+        loss = _composition(*low, ctx.plan["num_classes"], (*others, ctx.options))
+    inputs = [x for x in _only((input, linear_weight, linear_bias), wanted) if x is not None]
+    grads = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=True))
+    return [next(grads) if wants else None for wants in wanted]
+
+
+def _check_shapes(input, linear_weight, target, linear_bias) -> tuple[int, ...]:
+    """The shape of the loss row by row."""
+    if input.dim() < 1:
+        raise RuntimeError("input is a scalar, but must be of shape (D), (N, D) or (..., D)")
+    if linear_weight.dim() < 2:
+        raise RuntimeError(
+            f"linear_weight has shape {list(linear_weight.shape)}, but must be of shape (C, D) or "
+            "(C, d1, ..., dk, D)"
+        )
+    if input.shape[-1] != linear_weight.shape[-1]:
+        raise RuntimeError(
+            f"input has shape {list(input.shape)} and linear_weight {list(linear_weight.shape)}, "
+            "but their last dimensions must be equal"
+        )
+    num_classes, *positions = linear_weight.shape[:-1]
+    if linear_bias is not None and list(linear_bias.shape) != [num_classes, *positions]:
+        raise RuntimeError(
+            f"linear_bias has shape {list(linear_bias.shape)}, but must have shape "
+            f"{[num_classes, *positions]}, that of linear_weight without its last dimension"
+        )
+    if positions and input.dim() != 2:
+        raise RuntimeError(
+            f"linear_weight has shape {list(linear_weight.shape)}, for which input must have shape "
+            f"(N, D), not {list(input.shape)}"
+        )
+    batch = list(input.shape[:-1])
+    indices, probabilities = [*batch, *positions], [*batch, num_classes, *positions]
+    expected = probabilities if target.is_floating_point() else indices
+    if list(target.shape) != expected:
+        raise RuntimeError(
+            f"target has shape {list(target.shape)} and dtype {target.dtype}, but must have shape "
+            f"{indices} with class indices, or {probabilities} with floating class probabilities"
+        )
+    return tuple(indices)
+
+
+def _compute_dtype(input, linear_weight, linear_bias) -> torch.dtype:
+    """What the products are made in: autocast's dtype where it is on, as in F.linear."""
+    device = input.device.type
+    autocast = torch.is_autocast_enabled(device) if device in ("cpu", "cuda") else False
+
+    def low(tensor):
+        keeps = not autocast or tensor.dtype == torch.float64
+        return tensor.dtype if keeps else torch.get_autocast_dtype(device)
+
+    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None and low(tensor) != low(input):
+            raise RuntimeError(
+                f"{name} has dtype {tensor.dtype}, but input has {input.dtype}; they must be equal"
+            )
+    return low(input)
+
+
+def _accumulate_dtype(given, linear_weight, compute_dtype) -> torch.dtype:
+    default = torch.float64 if compute_dtype == torch.float64 else torch.float32
+    if given is None:
+        return default
+    allowed = {default, linear_weight.dtype}
+    if given not in allowed:
+        names = " or ".join(sorted(str(dtype) for dtype in allowed))
+        raise ValueError(f"accumulate_dtype is {given!r}, but must be {names}")
+    return given
