@@ -3,16 +3,18 @@
 import inspect
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 pytest.importorskip("tokenizers")
 pytest.importorskip("tqdm")
 
-from demo import corpus, digits, language_model, table
+from demo import corpus, digits, language_model, plots, table
 from demo.language_model import Run, Setup
 from demo.meter import Cost, ProcessPeak, Span, status_bytes
 
@@ -71,7 +73,9 @@ def test_all_losses_train_alike(tokens):
     language_model.check_agreement(runs)
     assert runs[0].losses[0] == pytest.approx(np.log(SMALL.vocab_size), rel=0.1)
     assert runs[0].losses[-1] < runs[0].losses[0]
-    assert all(run.loss.seconds < run.head.seconds < run.step.seconds for run in runs)
+    assert [run.name for run in runs if run.loss is None] == ["torchce_cuda, linear"]
+    assert all(run.head.seconds < run.step.seconds for run in runs)
+    assert all(run.loss.seconds < run.head.seconds for run in runs if run.loss)
 
 
 @pytest.mark.parametrize("step", [0, 5])
@@ -115,6 +119,22 @@ def test_table_has_a_column_for_a_loss_that_never_makes_its_logits():
     _, _, loss, _, head, *_ = table.language_model_table(runs).splitlines()
     assert [cell.strip() for cell in loss.split("|")[2:4]] == ["4.0 ms (1.00 x)", "-"]
     assert [cell.strip() for cell in head.split("|")[2:4]] == ["10.0 ms (1.00 x)"] * 2
+
+
+def test_plot_has_a_bar_for_a_loss_that_never_makes_its_logits(tmp_path):
+    runs = [run_of("usual", [9.0, 8.0]), run_of("linear", [9.0, 8.0], loss=None)]
+    with plots.plt.rc_context({"svg.fonttype": "none"}):  # text stays text, to be read here
+        plots.plot_costs(runs, tmp_path / "cost.svg")
+    elements = ElementTree.parse(tmp_path / "cost.svg").iter("{http://www.w3.org/2000/svg}text")
+    shown = [element.text for element in elements]
+    for label, count in {
+        "4.0 ms (1.00 x)": 1,
+        "8 MiB": 1,
+        "-": 2,
+        "10.0 ms (1.00 x)": 2,
+        "16 MiB": 2,
+    }.items():
+        assert shown.count(label) == count
 
 
 def test_digits_are_imbalanced_in_training_and_balanced_in_the_test():

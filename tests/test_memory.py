@@ -31,6 +31,8 @@ OPTIONS = {
 MEBIBYTE = 2**20
 # Buffers of the threads, and pages of 2 MiB at both ends of a block.
 SLACK = 4 * MEBIBYTE
+# glibc raises its threshold with every large block it frees
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 BYTES_PER_ROW = 24  # at most four numbers for backward, the loss
 
 
@@ -115,12 +117,8 @@ def main() -> None:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, int]]:
-    environment = os.environ | {
-        "MALLOC_MMAP_THRESHOLD_": "65536",  # glibc raises it with every large block it frees
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-    }
     finished = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, env=environment
+        [sys.executable, __file__], capture_output=True, text=True, env=os.environ | RETURN_FREED
     )
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout)

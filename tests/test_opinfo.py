@@ -1,4 +1,4 @@
-"""PyTorch's own samples for `nn.functional.cross_entropy`, run against ours."""
+"""PyTorch's own samples for its losses, run against ours."""
 
 from collections.abc import Iterator
 
@@ -30,13 +30,15 @@ def tensors_of(arguments: list, keywords: dict) -> list[Tensor]:
     return [x for x in [*arguments, *keywords.values()] if isinstance(x, Tensor)]
 
 
-def compare(samples: Iterator, dtype: torch.dtype) -> int:
+def compare(
+    samples: Iterator, dtype: torch.dtype, ours=ce.cross_entropy, theirs=F.cross_entropy
+) -> int:
     count = 0
     for sample in samples:
         arguments, keywords = as_call(sample)
         leaves = [x for x in tensors_of(arguments, keywords) if x.requires_grad]
-        expected = F.cross_entropy(*arguments, **keywords)
-        received = ce.cross_entropy(*arguments, **keywords)
+        expected = theirs(*arguments, **keywords)
+        received = ours(*arguments, **keywords)
         assert received.shape == expected.shape
         assert received.dtype == torch.promote_types(dtype, torch.float32)
         torch.testing.assert_close(received.to(dtype), expected, equal_nan=True, **TOLERANCE[dtype])
@@ -59,6 +61,20 @@ def test_samples(dtype: torch.dtype, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_reference_inputs(dtype: torch.dtype, device: torch.device) -> None:
     assert compare(OP.reference_inputs(device, dtype, requires_grad=True), dtype) > 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_linear_samples(dtype: torch.dtype, device: torch.device) -> None:
+    """In 16 bits PyTorch's samples differ by its own rounding; see `test_linear.py` for those."""
+    if not hasattr(F, "linear_cross_entropy"):
+        pytest.skip("this torch has no F.linear_cross_entropy")
+    (op,) = (
+        op
+        for op in op_db
+        if op.name == "nn.functional.linear_cross_entropy" and not op.variant_test_name
+    )
+    samples = op.sample_inputs(device, dtype, requires_grad=True)
+    assert compare(samples, dtype, ce.linear_cross_entropy, F.linear_cross_entropy) > 20
 
 
 def test_module_inputs(device: torch.device) -> None:

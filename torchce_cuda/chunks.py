@@ -186,7 +186,7 @@ def _linear_cross_entropy(
         chunk_rows = default_chunk_rows(num_rows, num_outputs * dtype.itemsize, input.is_cpu)
     chunk_rows = max(1, min(chunk_rows, num_rows))
 
-    with torch.autocast(input.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
         memory = input.new_empty((chunk_rows, num_outputs), dtype=dtype)
         shape_only = memory.new_empty(()).expand(num_rows, num_classes, *positions)
         divisor = _ops.divisor(shape_only, target, weight, normalizer, **options)

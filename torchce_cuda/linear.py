@@ -21,7 +21,7 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     gamma: float = 0.0,
@@ -51,7 +51,8 @@ def linear_cross_entropy(
             since their number would have to be waited for.
         linear_bias: the head's bias, of the shape of `linear_weight` without D.
         weight, ignore_index, reduction, label_smoothing, gamma, z_loss, logit_scale, logit_softcap,
-            normalizer: as for `cross_entropy`.
+            normalizer: as for `cross_entropy`; ignore_index None is -100, as for
+            `torch.nn.functional.linear_cross_entropy`.
         chunk_rows: rows of logits that are alive at a time, at least 1. By default an eighth of
             the rows, or up to 512 where that is at most a quarter of them (on a CUDA device 4096,
             half of them), and never more than 128 MiB of logits (2 GiB).
@@ -75,6 +76,8 @@ def linear_cross_entropy(
         IndexError: a class index outside [0, C) that is not `ignore_index`.
         ValueError, RuntimeError, TypeError, NotImplementedError: for other bad arguments.
     """
+    if ignore_index is None:
+        ignore_index = -100
     options = arguments.operator_options(
         reduction, ignore_index, label_smoothing, gamma, z_loss, logit_scale, logit_softcap
     )
@@ -107,9 +110,9 @@ def linear_cross_entropy(
     linear_weight = linear_weight.reshape(-1, linear_weight.shape[-1])
     linear_bias = None if linear_bias is None else linear_bias.reshape(-1)
 
-    others = (target, weight, normalizer, options)
+    inputs, others = (input, linear_weight, linear_bias), (target, weight, normalizer, options)
     if needs_composition(input, target, weight, normalizer):
-        loss = _composition(input, linear_weight, linear_bias, num_classes, others)
+        loss = _composition(inputs, others, num_classes)
     else:
         plan = {
             "num_classes": num_classes,
@@ -117,7 +120,10 @@ def linear_cross_entropy(
             "accumulate_dtype": _accumulate_dtype(accumulate_dtype, linear_weight, compute_dtype),
             "chunk_rows": chunk_rows,
         }
-        loss = _LinearCrossEntropy.apply(input, linear_weight, linear_bias, others, plan)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+            loss = _LinearCrossEntropy.apply(*inputs, others, plan)
+        else:
+            loss, *_ = _run(inputs, others, None, [False] * 3, plan)
     return loss.reshape(row_shape) if reduction == "none" else loss
 
 
@@ -145,24 +151,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, linear_weight, linear_bias, others, plan):
-        target, weight, normalizer, options = others
+        *tensors, options = others
         early = _gradients_may_be_early(input, linear_weight, plan, options)
         wanted = _wanted(ctx) if early else [False] * 3
-        loss, *grads = chunks.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias,
-            weight,
-            normalizer,
-            wanted=wanted,
-            **plan,
-            **options,
-        )
-        saved = (input, linear_weight, linear_bias, target, weight, normalizer)
+        inputs = (input, linear_weight, linear_bias)
+        loss, *grads = _run(inputs, others, None, wanted, plan)
         traced = early and torch.compiler.is_compiling()
         ctx.grads = grads if early and not traced else None
-        ctx.save_for_backward(*saved, *(grads if traced else ()))
+        ctx.save_for_backward(*inputs, *tensors, *(grads if traced else ()))
         ctx.plan, ctx.options = plan, options
         return loss
 
@@ -175,26 +171,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if wants:
                     _ops.scale_(grad.view(-1), grad_loss)
             return *_only(grads, wanted), None, None
-        *saved, weight, normalizer = ctx.saved_tensors[:6]
-        input, linear_weight, linear_bias, target = saved
+        inputs, others = ctx.saved_tensors[:3], (*ctx.saved_tensors[3:6], ctx.options)
         if torch.compiler.is_compiling():
             grads = [grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors[6:]] or None
         elif torch.is_grad_enabled():
-            return *_differentiable_grads(ctx, grad_loss), None, None
+            return *_differentiable_grads(inputs, others, grad_loss, wanted, ctx.plan), None, None
         if grads is None:
-            _, *grads = chunks.linear_cross_entropy(
-                input,
-                linear_weight,
-                target,
-                linear_bias,
-                weight,
-                normalizer,
-                grad_loss,
-                wanted=wanted,
-                **ctx.plan,
-                **ctx.options,
-            )
+            _, *grads = _run(inputs, others, grad_loss, wanted, ctx.plan)
         return *_only(grads, wanted), None, None
+
+
+def _run(inputs, others, grad_loss, wanted, plan):
+    input, linear_weight, linear_bias = inputs
+    target, weight, normalizer, options = others
+    tensors = (input, linear_weight, target, linear_bias, weight, normalizer, grad_loss)
+    return chunks.linear_cross_entropy(*tensors, wanted=wanted, **plan, **options)
 
 
 def _wanted(ctx) -> list[bool]:
@@ -210,22 +201,19 @@ def _gradients_may_be_early(input, linear_weight, plan, options) -> bool:
     return options.get("reduction") != NONE and torch.float16 not in dtypes
 
 
-def _composition(input, linear_weight, linear_bias, num_classes, others) -> Tensor:
+def _composition(inputs, others, num_classes) -> Tensor:
     target, *rest = others
-    logits = F.linear(input, linear_weight, linear_bias)
     positions = target.shape[2:] if target.is_floating_point() else target.shape[1:]
-    return composition(logits.reshape(-1, num_classes, *positions), target, *rest)
+    logits = F.linear(*inputs).reshape(-1, num_classes, *positions)
+    return composition(logits, target, *rest)
 
 
-def _differentiable_grads(ctx, grad_loss):
-    input, linear_weight, linear_bias, *others = ctx.saved_tensors[:6]
-    wanted = _wanted(ctx)
-    dtype = ctx.plan["compute_dtype"]
-    low = [None if x is None else x.to(dtype) for x in (input, linear_weight, linear_bias)]
-    with torch.autocast(input.device.type, enabled=False):
-        loss = _composition(*low, ctx.plan["num_classes"], (*others, ctx.options))
-    inputs = [x for x in _only((input, linear_weight, linear_bias), wanted) if x is not None]
-    grads = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=True))
+def _differentiable_grads(inputs, others, grad_loss, wanted, plan):
+    low = [None if x is None else x.to(plan["compute_dtype"]) for x in inputs]
+    with torch.autocast(grad_loss.device.type, enabled=False):
+        loss = _composition(low, others, plan["num_classes"])
+    leaves = [x for x in _only(inputs, wanted) if x is not None]
+    grads = iter(torch.autograd.grad(loss, leaves, grad_loss, create_graph=True))
     return [next(grads) if wants else None for wants in wanted]
 
 
