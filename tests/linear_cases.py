@@ -35,7 +35,11 @@ class LinearProblem:
 
 
 def make_linear_problem(
-    option_name: str, dtype: torch.dtype, probabilities: bool = False, rows: int = ROWS
+    option_name: str,
+    dtype: torch.dtype,
+    probabilities: bool = False,
+    rows: int = ROWS,
+    device: torch.device | str = "cpu",
 ) -> LinearProblem:
     option = OPTIONS[option_name]
     generator = torch.Generator().manual_seed(len(option_name) + rows)
@@ -52,13 +56,13 @@ def make_linear_problem(
         weight = WEIGHTS[option.weight](torch.rand(CLASSES, generator=generator)).to(dtype)
     scalar = option.arguments.get("reduction", "mean") != "none"
     return LinearProblem(
-        normal(rows, FEATURES, std=1.0),
-        normal(CLASSES, FEATURES, std=0.6),  # logits of standard deviation 3
-        normal(CLASSES, std=0.5),
-        target,
-        weight,
+        normal(rows, FEATURES, std=1.0).to(device),
+        normal(CLASSES, FEATURES, std=0.6).to(device),  # logits of standard deviation 3
+        normal(CLASSES, std=0.5).to(device),
+        target.to(device),
+        None if weight is None else weight.to(device),
         option.arguments,
-        torch.randn(() if scalar else (rows,), generator=generator).double(),
+        torch.randn(() if scalar else (rows,), generator=generator).double().to(device),
     )
 
 

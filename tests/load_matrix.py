@@ -50,6 +50,18 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16):
     for inplace in (False, True):
         got = loss_and_gradient(torchce_cuda.cross_entropy, logits, inplace=inplace)
         torch.testing.assert_close(got, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+    def linear(dtype, loss):
+        hidden, head = (x.to(dtype).requires_grad_() for x in inputs)
+        loss = loss(hidden, head, target)
+        loss.backward()
+        return loss.detach().double(), hidden.grad.double(), head.grad.double()
+
+    inputs = torch.randn(64, 32), torch.randn(5003, 32) / 8
+    expected = linear(torch.float64, lambda x, w, t: F.cross_entropy(F.linear(x, w), t))
+    got = linear(dtype, torchce_cuda.linear_cross_entropy)
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 kernels = torch._C._dispatch_has_kernel_for_dispatch_key("torchce::scale_", "CUDA")
 print(f"ok: Python {platform.python_version()}, torch {torch.__version__}, {kernels=}")
 """

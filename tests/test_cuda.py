@@ -51,6 +51,34 @@ def test_graph_capture(shape: tuple[int, ...], options: dict) -> None:
         assert_same_bits(x, y)
 
 
+def linear_step(hidden, head, target, **options) -> tuple[torch.Tensor, ...]:
+    leaves = [x.detach().requires_grad_() for x in (hidden, head)]
+    loss = ce.linear_cross_entropy(*leaves, target, chunk_rows=100, **options)
+    return loss.detach(), *torch.autograd.grad(loss.sum(), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"reduction": "none", "gamma": 2.0}], ids=str)
+def test_linear_graph_capture(dtype: torch.dtype, options: dict) -> None:
+    """Which also shows that nothing waits for the device."""
+    hidden = torch.randn(250, 64, device="cuda", dtype=dtype)
+    head = torch.randn(1003, 64, device="cuda", dtype=dtype) / 8
+    target = torch.randint(1003, (250,), device="cuda")
+    target[::7] = -100
+    expected = linear_step(hidden, head, target, **options)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        linear_step(hidden, head, target, **options)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = linear_step(hidden, head, target, **options)
+    graph.replay()
+    for x, y in zip(captured, expected, strict=True):
+        assert_same_bits(x, y)
+
+
 FIRST_CALL = """
 import torch, torchce_cuda as ce
 logits = torch.randn(64, 50257, device="cuda")

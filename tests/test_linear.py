@@ -47,8 +47,10 @@ def grads_of(loss: Tensor, *inputs: Tensor, **arguments) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("probabilities", [False, True], ids=["indices", "probabilities"])
 @pytest.mark.parametrize("chunk_rows", [None, 16])
-def test_accuracy(dtype, option: str, probabilities: bool, chunk_rows: int | None) -> None:
-    problem = make_linear_problem(option, dtype, probabilities)
+def test_accuracy(
+    dtype, option: str, probabilities: bool, chunk_rows: int | None, device: torch.device
+) -> None:
+    problem = make_linear_problem(option, dtype, probabilities, device=device)
     assert_as_accurate_as_torch(ours(problem, chunk_rows=chunk_rows), problem)
 
 
@@ -543,6 +545,26 @@ def test_compile(reduction: str, dynamic: bool, backend: str) -> None:
             strict=True,
         ):
             torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "head", None])
+def test_compile_under_autocast(frozen: str | None) -> None:
+    torch._dynamo.reset()
+    hidden, head, bias = leaves(dtype=F32)
+    if frozen:
+        {"hidden": hidden, "head": head}[frozen].requires_grad_(False)
+    target = torch.randint(9, (6,))
+
+    def loss():
+        with torch.autocast("cpu", dtype=BF16):
+            return ce.linear_cross_entropy(hidden, head, target, linear_bias=bias)
+
+    inputs = [x for x in (hidden, head, bias) if x.requires_grad]
+    expected = loss()
+    received = torch.compile(loss, fullgraph=True, backend="aot_eager")()
+    assert_same_bits(received, expected)
+    for x, y in zip(grads_of(received, *inputs), grads_of(expected, *inputs), strict=True):
+        assert_same_bits(x, y)
 
 
 def test_compiled_backward_twice() -> None:

@@ -68,6 +68,20 @@ def test_the_row_is_named(device: torch.device) -> None:
         raise_what_is_pending(device)
 
 
+def test_the_row_of_a_problem_in_chunks_is_that_of_the_whole(device: torch.device) -> None:
+    """Raised by the same call where the device is fast enough, else by a later one."""
+    target = torch.zeros(7, dtype=torch.int64, device=device)
+    target[5] = 77
+    with pytest.raises(IndexError, match="Target 77 is out of bounds: row 5 of the target of an"):
+        ce.linear_cross_entropy(
+            torch.randn(7, 4, device=device),
+            torch.randn(30, 4, device=device),
+            target,
+            chunk_rows=2,
+        )
+        raise_what_is_pending(device)
+
+
 def test_a_call_that_checks_touches_nothing(device: torch.device) -> None:
     ce.check_targets(True)
     logits = torch.randn(4, 30, device=device, requires_grad=True) * 1

@@ -12,6 +12,7 @@ Memory   beyond inputs and gradients: one chunk of logits, and `linear_weight`'s
 """
 
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ _ROW_MULTIPLE = 128  # of a GEMM's tile
 _SLICE_BYTES = (
     2 << 20
 )  # of linear_weight or its gradient: a product and its conversion stay in cache
+
+
+# Each row of a chunk begins at a multiple of so many bytes: with a vocabulary like 50257 a GEMM
+# could otherwise neither load rows in vectors nor copy them asynchronously. On a CPU 4096 x 256 x
+# 50257 float32 takes 0.95 of the bare GEMMs' time, and 1.13 without. CUDA: not yet measured.
+_ROW_ALIGNMENT = 64
 
 
 def default_chunk_rows(num_rows: int, row_bytes: int, on_cpu: bool) -> int:
@@ -60,12 +67,16 @@ def _gemm_dtype(dtype: torch.dtype, on_cpu: bool) -> torch.dtype:
 
 @cache
 def _cpu_multiplies(dtype: torch.dtype) -> bool:
-    features = torch.cpu.get_capabilities()
-    names = {
-        torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
-        torch.float16: ("avx512_fp16", "amx_fp16"),
-    }[dtype]
-    return any(features.get(name, False) for name in names)
+    """By the processor's flags, which older versions of torch do not tell; not off Linux."""
+    flags = {
+        torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
+        torch.float16: {"avx512_fp16", "amx_fp16"},
+    }
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not flags[dtype].isdisjoint(words)
 
 
 class _Projection:
@@ -182,12 +193,14 @@ def _linear_cross_entropy(
     dtype = _gemm_dtype(compute_dtype, input.is_cpu)
     num_rows, num_outputs = input.shape[0], linear_weight.shape[0]
     positions = target.shape[2:] if target.is_floating_point() else target.shape[1:]
+    row_bytes = _ceil_div(num_outputs * dtype.itemsize, _ROW_ALIGNMENT) * _ROW_ALIGNMENT
     if chunk_rows is None:
-        chunk_rows = default_chunk_rows(num_rows, num_outputs * dtype.itemsize, input.is_cpu)
+        chunk_rows = default_chunk_rows(num_rows, row_bytes, input.is_cpu)
     chunk_rows = max(1, min(chunk_rows, num_rows))
 
     with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-        memory = input.new_empty((chunk_rows, num_outputs), dtype=dtype)
+        memory = input.new_empty((chunk_rows, row_bytes // dtype.itemsize), dtype=dtype)
+        memory = memory[:, :num_outputs]
         shape_only = memory.new_empty(()).expand(num_rows, num_classes, *positions)
         divisor = _ops.divisor(shape_only, target, weight, normalizer, **options)
         if reduction == MEAN and normalizer is None:
@@ -240,13 +253,12 @@ def _linear_cross_entropy(
 
 
 _library = torch.library.Library("torchce", "FRAGMENT")
+_options = str(_ops.forward._schema).partition("*, ")[2].partition(")")[0]  # those of the kernels
 _library.define(
     "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, "
     "Tensor? linear_bias=None, Tensor? weight=None, Tensor? normalizer=None, "
     "Tensor? grad_loss=None, *, SymInt num_classes, bool[3] wanted, ScalarType compute_dtype, "
-    "ScalarType accumulate_dtype, SymInt? chunk_rows=None, int ignore_index=-100, "
-    "int reduction=1, float label_smoothing=0.0, float gamma=0.0, float z_loss=0.0, "
-    "float logit_scale=1.0, float logit_softcap=0.0) "
+    f"ScalarType accumulate_dtype, SymInt? chunk_rows=None, {_options}) "
     "-> (Tensor loss, Tensor grad_input, Tensor grad_linear_weight, Tensor grad_linear_bias)"
 )
 _library.impl("linear_cross_entropy", _linear_cross_entropy, "CPU")
