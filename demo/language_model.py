@@ -40,8 +40,8 @@ class Run:
     name: str
     losses: list[float]
     held_out_loss: float
-    loss: Cost | None  # forward and backward, from the logits on
-    head: Cost  # the same from the hidden states on: with the matrix product that makes the logits
+    loss: Cost | None  # forward and backward, from the logits on; None where there are none
+    head: Cost  # the same from the hidden states on: with the output layer's matrix products
     step: Cost  # all of it: the whole step, the whole process
 
 
@@ -88,12 +88,18 @@ def of_logits(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Loss:
     return loss
 
 
+def of_hidden_states(hidden: Tensor, weight: Tensor, target: Tensor, _: Span) -> Tensor:
+    """The output layer is a part of the loss: there are no logits for the span to watch."""
+    return torchce_cuda.linear_cross_entropy(hidden, weight, target)
+
+
 LOSSES: dict[str, Loss] = {  # the first is the one that the others are compared with
     "F.cross_entropy": of_logits(F.cross_entropy),
     "torchce_cuda": of_logits(torchce_cuda.cross_entropy),
     "torchce_cuda, in place": of_logits(
         functools.partial(torchce_cuda.cross_entropy, inplace=True)
     ),
+    "torchce_cuda, linear": of_hidden_states,
 }
 
 

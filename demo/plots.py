@@ -9,9 +9,9 @@ matplotlib.use("Agg")  # files only: a display is neither needed nor asked for
 import matplotlib.pyplot as plt
 import numpy as np
 
+from demo import table
 from demo.digits import CLASSES
 from demo.language_model import TOLERANCE, Run, differences
-from demo.table import digit_title
 
 plt.rcParams.update(
     {
@@ -34,29 +34,46 @@ def plot_loss_curves(runs: list[Run], path: Path) -> None:
             apart.plot(differences(run, runs[0]), **style)
     curves.set(ylabel="training loss", title="The same training with each loss")
     curves.legend()
-    apart.axhline(TOLERANCE, color="black", linestyle=":", label="allowed")
+    allowed = apart.axhline(TOLERANCE, color="black", linestyle=":", label="allowed")
     apart.set_yscale("symlog", linthresh=1e-6)
     apart.set(xlabel="step", ylabel=f"distance from\n{runs[0].name}", ylim=(0, 10 * TOLERANCE))
-    apart.legend(ncols=len(runs), loc="upper left")
+    apart.legend(handles=[allowed], loc="upper left")  # the others are named above
     figure.savefig(path)
     plt.close(figure)
 
 
 def plot_costs(runs: list[Run], path: Path) -> None:
-    measured = [(run, f"C{i}") for i, run in enumerate(runs) if run.loss]
-    figure, (time, memory) = plt.subplots(1, 2, sharey=True, figsize=(9, 2.8))
-    for axes, title, values, unit in (
-        (time, "time", [1e3 * run.loss.seconds for run, _ in measured], "ms"),
-        (memory, "memory added", [run.loss.bytes / 2**20 for run, _ in measured], "MiB"),
+    figure, grid = plt.subplots(2, 2, sharex="col", sharey=True, figsize=(9, 5))
+    for (time, memory), part, costs in (
+        (grid[0], "loss, forward + backward", [run.loss for run in runs]),
+        (grid[1], "output layer + loss", [run.head for run in runs]),
     ):
-        names, colors = zip(*((run.name, color) for run, color in measured), strict=True)
-        bars = axes.barh(names, values, color=colors)
-        axes.bar_label(bars, [f"{value:.0f} {unit}" for value in values], padding=3)
-        axes.margins(x=0.2)  # room for the labels
-        axes.set(title=f"loss, forward + backward: {title}", xlabel=unit)
-    time.invert_yaxis()  # the first on top
+        plot_bars(
+            time,
+            runs,
+            [1e3 * cost.seconds if cost else 0 for cost in costs],
+            [table.time(cost, costs[0]) for cost in costs],
+        )
+        plot_bars(
+            memory,
+            runs,
+            [cost.bytes / 2**20 if cost else 0 for cost in costs],
+            [table.memory(cost) for cost in costs],
+        )
+        time.set(title=f"{part}: time")
+        memory.set(title="memory added")
+    grid[0, 0].invert_yaxis()  # the first on top; the axes share it
+    grid[1, 0].set(xlabel="ms")
+    grid[1, 1].set(xlabel="MiB")
     figure.savefig(path)
     plt.close(figure)
+
+
+def plot_bars(axes: plt.Axes, runs: list[Run], values: list[float], labels: list[str]) -> None:
+    colors = [f"C{i}" for i in range(len(runs))]
+    bars = axes.barh([run.name for run in runs], values, color=colors)
+    axes.bar_label(bars, labels, padding=3)
+    axes.margins(x=0.55)  # room for the labels
 
 
 def plot_digits(accuracy: dict[str, np.ndarray], path: Path) -> None:
@@ -66,7 +83,7 @@ def plot_digits(accuracy: dict[str, np.ndarray], path: Path) -> None:
     for i, (name, per_class) in enumerate(accuracy.items()):
         offset = (i - (len(accuracy) - 1) / 2) * width
         axes.bar(digits + offset, 100 * per_class, width, label=name)
-    axes.set_xticks(digits, map(digit_title, digits))
+    axes.set_xticks(digits, map(table.digit_title, digits))
     axes.set(xlabel="digit", ylabel="accuracy on balanced test images, %", ylim=(0, 100))
     figure.legend(loc="outside upper center", ncols=len(accuracy))
     figure.savefig(path)
