@@ -25,6 +25,7 @@ CPU_SOURCES = [
     "csrc/cpu/kernels.cpp",
     "csrc/cpu/rows.cpp",
     "csrc/cpu/positions.cpp",
+    "csrc/cpu/elements.cpp",
     "csrc/cpu/simd.cpp",
 ]
 CUDA_SOURCES = [

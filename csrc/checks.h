@@ -28,7 +28,7 @@ inline std::atomic<bool> check_targets_at_once{false};
 template <class Error = std::runtime_error, class... Parts>
 [[noreturn, gnu::cold, gnu::noinline]] void fail(const Parts&... parts) {
   std::ostringstream message;
-  message << "cross_entropy: ";
+  message << "torchce_cuda: ";
   (message << ... << parts);
   throw Error(message.str());
 }

@@ -13,6 +13,9 @@
   "int ignore_index=-100, int reduction=1, float label_smoothing=0.0, float gamma=0.0, " \
   "float z_loss=0.0, float logit_scale=1.0, float logit_softcap=0.0"
 
+#define TORCHCE_ELEMENT_OPTIONS \
+  "int reduction=1, float gamma=0.0, float alpha=-1.0, float? ignore_value=None"
+
 STABLE_TORCH_LIBRARY(torchce, m) {
   m.def("cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight=None, "
         "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> (Tensor loss, Tensor state)");
@@ -31,6 +34,13 @@ STABLE_TORCH_LIBRARY(torchce, m) {
   m.def("cross_entropy_divisor(Tensor logits, Tensor target, Tensor? weight=None, "
         "Tensor? normalizer=None, *, " TORCHCE_OPTIONS ") -> Tensor");
   m.def("scale_(Tensor(a!) values, Tensor factor) -> ()");
+
+  // element by element; all but divisor have the shape of `logits`, broadcast by strides of 0
+  m.def("sigmoid_focal_forward(Tensor logits, Tensor target, Tensor? weight=None, "
+        "Tensor? pos_weight=None, *, " TORCHCE_ELEMENT_OPTIONS ") -> (Tensor loss, Tensor divisor)");
+  m.def("sigmoid_focal_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor divisor, "
+        "Tensor? weight=None, Tensor? pos_weight=None, *, " TORCHCE_ELEMENT_OPTIONS ") -> Tensor");
+
   m.def("check_targets(bool enabled) -> ()");
 }
 // clang-format on

@@ -77,6 +77,14 @@ def test_linear_samples(dtype: torch.dtype, device: torch.device) -> None:
     assert compare(samples, dtype, ce.linear_cross_entropy, F.linear_cross_entropy) > 20
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_binary_samples(dtype: torch.dtype, device: torch.device) -> None:
+    (op,) = (o for o in op_db if o.name == "nn.functional.binary_cross_entropy_with_logits")
+    samples = op.sample_inputs(device, dtype, requires_grad=True)
+    theirs = F.binary_cross_entropy_with_logits
+    assert compare(samples, dtype, ce.binary_cross_entropy_with_logits, theirs) > 10
+
+
 def test_module_inputs(device: torch.device) -> None:
     """The samples of `nn.CrossEntropyLoss`, constructor arguments included."""
     info = MODULE

@@ -80,6 +80,13 @@ def operator_samples(dtype: torch.dtype) -> dict[str, list[tuple[tuple, dict]]]:
                     rest = (target, head[:, 0], given, None, torch.ones_like(loss))
                     linear = ((hidden, head, *rest), {**options, **plan})
                     samples["linear_cross_entropy"].append(linear)
+    logits = torch.randn(3, 5).to(dtype)
+    inputs = (logits, torch.rand(3, 5).to(dtype), None, torch.rand(5).to(dtype).expand(3, 5))
+    for options in ({}, {"gamma": 2.0, "alpha": 0.25, "ignore_value": -1.0, "reduction": 0}):
+        loss, divisor = ops.sigmoid_focal_forward(*inputs, **options)
+        backward = (torch.ones_like(loss).expand(3, 5), *inputs[:2], divisor, *inputs[2:])
+        samples["sigmoid_focal_forward"].append((inputs, options))
+        samples["sigmoid_focal_backward"].append((backward, options))
     factor = torch.tensor(2.0, dtype=accumulator)
     samples["scale_"].append(((torch.randn(10).to(dtype), factor), {}))
     samples["check_targets"].append(((True,), {}))

@@ -15,6 +15,8 @@ backward_ = torch.ops.torchce.cross_entropy_backward_.default
 forward_backward = torch.ops.torchce.cross_entropy_forward_backward.default
 forward_backward_ = torch.ops.torchce.cross_entropy_forward_backward_.default
 divisor = torch.ops.torchce.cross_entropy_divisor.default
+sigmoid_forward = torch.ops.torchce.sigmoid_focal_forward.default
+sigmoid_backward = torch.ops.torchce.sigmoid_focal_backward.default
 scale_ = torch.ops.torchce.scale_.default
 check_targets = torch.ops.torchce.check_targets.default
 
@@ -80,6 +82,20 @@ def _(logits, target, weight=None, normalizer=None, **options):
 @torch.library.register_fake("torchce::cross_entropy_divisor")
 def _(logits, target, weight=None, normalizer=None, **options):
     return logits.new_empty([], dtype=_acc_dtype(logits))
+
+
+@torch.library.register_fake("torchce::sigmoid_focal_forward")
+def _(logits, target, weight=None, pos_weight=None, *, reduction=MEAN, **options):
+    for name, other in (("target", target), ("weight", weight), ("pos_weight", pos_weight)):
+        _check_device(logits, other, name)
+    loss_shape = logits.shape if reduction == NONE else []
+    dtype = _acc_dtype(logits)
+    return logits.new_empty(loss_shape, dtype=dtype), logits.new_empty([], dtype=dtype)
+
+
+@torch.library.register_fake("torchce::sigmoid_focal_backward")
+def _(grad_loss, logits, target, divisor, weight=None, pos_weight=None, **options):
+    return torch.empty_like(logits)
 
 
 @torch.library.register_fake("torchce::scale_")

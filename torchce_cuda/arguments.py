@@ -17,26 +17,31 @@ REDUCTION_NAMES = {number: name for name, number in _REDUCTIONS.items()}
 _FLOATING = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
+def reduction_number(reduction) -> int:
+    number = _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
+    if number is None:
+        raise ValueError(f"reduction is {reduction!r}, but must be 'none', 'mean' or 'sum'")
+    return number
+
+
 def operator_options(
     reduction, ignore_index, label_smoothing, gamma, z_loss, logit_scale, logit_softcap
 ) -> dict:
     """What differs from the operators' defaults: each argument handed over costs 0.15 us."""
-    number = _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
-    if number is None:
-        raise ValueError(f"reduction is {reduction!r}, but must be 'none', 'mean' or 'sum'")
+    number = reduction_number(reduction)
     options: dict = {}
     if number != MEAN:
         options["reduction"] = number
     if ignore_index != -100:
         options["ignore_index"] = as_integer("ignore_index", ignore_index)
     if label_smoothing != 0.0:
-        options["label_smoothing"] = _as_number("label_smoothing", label_smoothing)
+        options["label_smoothing"] = as_number("label_smoothing", label_smoothing)
     if gamma != 0.0:
-        options["gamma"] = _as_number("gamma", gamma)
+        options["gamma"] = as_number("gamma", gamma)
     if z_loss != 0.0:
-        options["z_loss"] = _as_number("z_loss", z_loss)
+        options["z_loss"] = as_number("z_loss", z_loss)
     if logit_scale != 1.0:
-        options["logit_scale"] = _as_number("logit_scale", logit_scale)
+        options["logit_scale"] = as_number("logit_scale", logit_scale)
     if logit_softcap is not None:
         options["logit_softcap"] = _as_positive("logit_softcap", logit_softcap)
     return options
@@ -70,7 +75,7 @@ def as_normalizer(value, reduction: str) -> Tensor:
     if reduction != "mean":
         raise ValueError(f"normalizer needs reduction='mean', got reduction={reduction!r}")
     if not isinstance(value, Tensor):
-        return torch.tensor(_as_number("normalizer", value), dtype=torch.float64)
+        return torch.tensor(as_number("normalizer", value), dtype=torch.float64)
     if value.dim() != 0:
         raise ValueError(f"normalizer has shape {list(value.shape)}, but must be 0-d")
     return value.to(torch.float64)
@@ -88,14 +93,14 @@ def as_integer(name: str, value) -> int:
     return value
 
 
-def _as_number(name: str, value) -> float:
+def as_number(name: str, value) -> float:
     if not isinstance(value, Real | torch.SymFloat):
         raise TypeError(f"{name} must be a float, not {type(value).__name__}")
     return float(value)
 
 
 def _as_positive(name: str, value) -> float:
-    value = _as_number(name, value)
+    value = as_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}, but must be a finite number > 0, or None")
     return value

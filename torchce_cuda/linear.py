@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _ops, arguments, chunks
 from .arguments import NONE
-from .functional import composition, needs_composition
+from .functional import composition, runs_composition
 
 
 def linear_cross_entropy(
@@ -111,7 +111,7 @@ def linear_cross_entropy(
     linear_bias = None if linear_bias is None else linear_bias.reshape(-1)
 
     inputs, others = (input, linear_weight, linear_bias), (target, weight, normalizer, options)
-    if needs_composition(input, target, weight, normalizer):
+    if runs_composition(input, (target, weight, normalizer)):
         loss = _composition(inputs, others, num_classes)
     else:
         plan = {

@@ -4,6 +4,7 @@ from torch import Tensor, dtype, nn
 
 from .functional import cross_entropy
 from .linear import linear_cross_entropy
+from .sigmoid import binary_cross_entropy_with_logits, sigmoid_focal_loss
 
 
 class _RowLoss(nn.Module):
@@ -117,4 +118,62 @@ class LinearCrossEntropyLoss(_RowLoss):
             chunk_rows=self.chunk_rows,
             accumulate_dtype=self.accumulate_dtype,
             **self.row_options(),
+        )
+
+
+class BCEWithLogitsLoss(nn.Module):
+    """`binary_cross_entropy_with_logits` as a module: a drop-in for `torch.nn.BCEWithLogitsLoss`.
+
+    `weight` and `pos_weight` are buffers, the other options plain attributes, read at each call.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        pos_weight: Tensor | None = None,
+        ignore_value: float | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight)
+        self.weight: Tensor | None
+        self.pos_weight: Tensor | None
+        self.ignore_value = ignore_value
+        self.reduction = reduction
+
+    def element_options(self) -> dict:
+        return {
+            "weight": self.weight,
+            "pos_weight": self.pos_weight,
+            "ignore_value": self.ignore_value,
+            "reduction": self.reduction,
+        }
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(input, target, **self.element_options())
+
+
+class SigmoidFocalLoss(BCEWithLogitsLoss):
+    """`sigmoid_focal_loss` as a module: `BCEWithLogitsLoss` with focal modulation and balance.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        alpha: float | None = None,
+        gamma: float = 2.0,
+        **options,
+    ) -> None:
+        super().__init__(weight, **options)
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return sigmoid_focal_loss(
+            input, target, alpha=self.alpha, gamma=self.gamma, **self.element_options()
         )

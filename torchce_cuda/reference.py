@@ -1,13 +1,19 @@
-"""The specification of ``cross_entropy`` in plain PyTorch operations.
+"""The specification of the losses in plain PyTorch operations.
 
-With ``z = softcap(logit_scale * input)``, ``p = softmax(z)``, ``lse = logsumexp(z)``, class weights
-``w`` and the target distribution ``t`` after smoothing, the loss of one row is
+Cross entropy: with ``z = softcap(logit_scale * input)``, ``p = softmax(z)``,
+``lse = logsumexp(z)``, class weights ``w`` and the target distribution ``t`` after smoothing, the
+loss of one row is
 
     sum_j t_j w_j (1 - p_j)^gamma (-log p_j)  +  z_loss * lse^2
 
-In float64 this is the truth that the tests measure the kernels against. It is differentiable to
-any order and its control flow never depends on data, so ``torch.func`` transforms and double
-backward run it as well.
+Sigmoid losses: with ``p = sigmoid(input)``, target ``t``, ``u = t (1 - p) + (1 - t) p`` and
+``a = alpha t + (1 - alpha) (1 - t)``, the loss of one element is
+
+    a w u^gamma (pos_weight t (-log p) + (1 - t) (-log(1 - p)))
+
+In float64 these are the truth that the tests measure the kernels against. They are differentiable
+to any order and their control flow never depends on data, so ``torch.func`` transforms and double
+backward run them as well.
 """
 
 import torch
@@ -78,6 +84,53 @@ def cross_entropy(
     if reduction == "sum":
         return loss.sum()
     return (loss.sum() / (divisor if normalizer is None else normalizer)).to(dtype)
+
+
+def sigmoid_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    alpha: float | None = None,
+    gamma: float = 2.0,
+    pos_weight: Tensor | None = None,
+    ignore_value: float | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Binary cross entropy with focal modulation, of valid arguments.
+
+    Shapes: ``target`` as ``input``; ``weight`` and ``pos_weight`` are broadcast to it. Returns a
+    0-d tensor, or one loss per element for ``reduction="none"``: float64 if ``input`` or ``target``
+    is float64, else float32.
+    """
+    dtype = torch.float64 if torch.float64 in (input.dtype, target.dtype) else torch.float32
+    counted = torch.ones_like(target, dtype=torch.bool)
+    if ignore_value is not None:
+        counted = target != ignore_value
+    # Whatever an ignored element holds, as zeros it brings no NaN into the gradient.
+    x = torch.where(counted, input.to(dtype), 0.0)
+    t = torch.where(counted, target.to(dtype), 0.0)
+    positive = t if pos_weight is None else pos_weight.to(dtype) * t
+    negative = 1 - t
+    loss = _unless_zero(positive, -F.logsigmoid(x)) + _unless_zero(negative, -F.logsigmoid(-x))
+    if gamma > 0:
+        wrong = t * torch.sigmoid(-x) + negative * torch.sigmoid(x)
+        # The smallest number for 0: the power of 0 has no finite derivative where gamma < 1.
+        log_wrong = torch.log(torch.where(wrong == 0, torch.finfo(dtype).tiny, wrong))
+        loss = _unless_zero(torch.exp(gamma * log_wrong), loss)
+    if alpha is not None and alpha >= 0:
+        loss = (alpha * t + (1 - alpha) * negative) * loss
+    if weight is not None:
+        loss = weight.to(dtype) * loss
+    loss = torch.where(counted, loss, 0.0)
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / counted.sum()
+
+
+def _unless_zero(factor: Tensor, value: Tensor) -> Tensor:
+    """``factor * value``, where a factor of 0 wins over an infinite value."""
+    return factor * torch.where((factor == 0) & value.isinf(), 0.0, value)
 
 
 def _scale_and_cap(logits: Tensor, scale: float, cap: float | None) -> Tensor:

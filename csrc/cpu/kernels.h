@@ -1,6 +1,7 @@
 // The CPU kernels, seen from the ops.
 #pragma once
 
+#include "../element_problem.h"
 #include "../problem.h"
 
 namespace torchce::cpu {
@@ -29,6 +30,15 @@ double sum_row_loss(const Problem& problem);
 
 // values *= factor over contiguous memory, and nothing at all for factor 1
 void scale(void* values, DType dtype, int64_t count, double factor);
+
+struct ElementSums {
+  double loss = 0, counted = 0;  // over elements; `counted` of them are not ignored
+};
+
+// logits, target -> sums, and problem.loss where it is given
+ElementSums elements_forward(const ElementProblem& problem);
+// logits, target, grad_loss -> grad
+void elements_backward(const ElementProblem& problem);
 
 void forward_rows(const Problem& problem);
 void backward_rows(const Problem& problem);

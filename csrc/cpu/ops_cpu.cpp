@@ -1,6 +1,7 @@
 // The operators on CPU tensors: targets are checked before anything is read or written.
 #include <memory>
 
+#include "../element_operators.h"
 #include "../operators.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -133,6 +134,18 @@ struct Backend {
     return divisor;
   }
 
+  static void elements_forward(const Elements& elements, const Tensor& loss,
+                               const Tensor& divisor) {
+    const ElementSums sums = cpu::elements_forward(elements.problem);
+    const double by = elements.reduction == Reduction::mean ? sums.counted : 1.0;
+    write_scalar(divisor, 0, by);
+    if (elements.reduction != Reduction::none) write_scalar(loss, 0, sums.loss / by);
+  }
+
+  static void elements_backward(const Elements& elements) {
+    cpu::elements_backward(elements.problem);
+  }
+
   static void scale(const Tensor& values, DType dtype, const Tensor& factor) {
     cpu::scale(values.mutable_data_ptr(), dtype, values.numel(), read_scalar(factor));
   }
@@ -140,6 +153,9 @@ struct Backend {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(torchce, CPU, m) { Operators<Backend>::add_to(m); }
+STABLE_TORCH_LIBRARY_IMPL(torchce, CPU, m) {
+  Operators<Backend>::add_to(m);
+  ElementOperators<Backend>::add_to(m);
+}
 
 }  // namespace torchce::cpu

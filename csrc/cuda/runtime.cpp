@@ -18,7 +18,7 @@ namespace {
 
 void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("cross_entropy: ") + what + ": " + error_text(error));
+    throw std::runtime_error(std::string("torchce_cuda: ") + what + ": " + error_text(error));
   }
 }
 
@@ -49,7 +49,7 @@ const Device& device(int32_t index) {
 DeviceGuard::DeviceGuard(int32_t index) {
   DeviceGuardHandle handle = nullptr;
   if (aoti_torch_create_device_guard(index, &handle) != AOTI_TORCH_SUCCESS) {
-    throw std::runtime_error("cross_entropy: cannot use device " + std::to_string(index));
+    throw std::runtime_error("torchce_cuda: cannot use device " + std::to_string(index));
   }
   handle_ = handle;
 }
@@ -62,7 +62,7 @@ cudaStream_t current_stream(int32_t index) {
   void* stream = nullptr;
   if (aoti_torch_get_current_cuda_stream == nullptr ||
       aoti_torch_get_current_cuda_stream(index, &stream) != AOTI_TORCH_SUCCESS) {
-    throw std::runtime_error("cross_entropy: torch has no CUDA stream for device " +
+    throw std::runtime_error("torchce_cuda: torch has no CUDA stream for device " +
                              std::to_string(index));
   }
   return static_cast<cudaStream_t>(stream);

@@ -1,0 +1,248 @@
+// The sigmoid losses, element by element, in tiles of accumulators.
+//
+// Moves   forward: the logits and the target once; backward: the same and the gradient.
+// Bound   about 20 float operations an element, one exponential and one logarithm: the arithmetic
+//         of two cores, not their memory.
+// Why     operands come into the tile one by one, whatever their dtypes and strides, so that one
+//         loop serves all; what is broadcast is never written out in full. Sums go tile by tile,
+//         and over tiles in double, in an order that knows nothing of threads.
+#include <algorithm>
+#include <memory>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "tile.h"
+
+namespace torchce::cpu {
+namespace {
+
+// Five tiles of float: 20 KiB of L1.
+constexpr int kElementTile = 1024;
+constexpr int64_t kGrainTiles = 8;  // some microseconds of work
+
+struct ElementStorage {
+  template <class Fn>
+  static void visit(ElementType type, Fn&& fn) {
+    switch (type) {
+      case ElementType::int64:
+        return fn(Type<int64_t>{});
+      case ElementType::int32:
+        return fn(Type<int32_t>{});
+      case ElementType::uint8:
+        return fn(Type<uint8_t>{});
+      default:
+        visit_dtype<double, float, BFloat16, Float16>(static_cast<DType>(type), fn);
+    }
+  }
+};
+
+template <class Acc, class T>
+CE_HD Acc as_acc(T value) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    return static_cast<Acc>(value);
+  } else {
+    return static_cast<Acc>(to_acc(value));
+  }
+}
+
+// Calls body(offset of the operand, place in the tile, length) for each stretch of neighbours among
+// `size` elements from `begin` on.
+template <class Body>
+void for_each_run(const ElementProblem& problem, const Operand& operand, int64_t begin, int size,
+                  const Body& body) {
+  const int64_t inner = problem.inner_size();
+  for (int done = 0; done < size;) {
+    const int64_t index = begin + done;
+    const int run = static_cast<int>(std::min<int64_t>(size - done, inner - index % inner));
+    body(problem.offset(operand, index), done, run);
+    done += run;
+  }
+}
+
+template <class Acc>
+void fill(Acc* values, Acc with) {
+  std::fill(values, values + kElementTile, with);
+}
+
+template <class Acc>
+void load_tile(const ElementProblem& problem, const Operand& operand, int64_t begin, int size,
+               Acc* out) {
+  const int64_t stride = operand.stride[problem.dims - 1];
+  ElementStorage::visit(operand.type, [&](auto type) {
+    using T = typename decltype(type)::type;
+    for_each_run(problem, operand, begin, size, [&](int64_t offset, int at, int run) {
+      const T* source = static_cast<const T*>(operand.data) + offset;
+      Acc* to = out + at;
+      if (stride == 1) {
+        multiversion([=] {
+          for (int i = 0; i < run; ++i) to[i] = as_acc<Acc>(source[i]);
+        });
+      } else if (stride == 0) {
+        std::fill(to, to + run, as_acc<Acc>(*source));
+      } else {
+        for (int i = 0; i < run; ++i) to[i] = as_acc<Acc>(source[i * stride]);
+      }
+    });
+  });
+}
+
+template <class T>
+void store_tile(const ElementProblem& problem, const Operand& operand, int64_t begin, int size,
+                const acc_t<T>* values) {
+  const int64_t stride = operand.stride[problem.dims - 1];
+  for_each_run(problem, operand, begin, size, [&](int64_t offset, int at, int run) {
+    store(values + at, run, static_cast<T*>(operand.data) + offset, stride);
+  });
+}
+
+// What the loops read; operands that are not given are 1.
+template <class Acc>
+struct ElementTile {
+  alignas(64) Acc x[kElementTile], t[kElementTile], weight[kElementTile],
+      pos_weight[kElementTile], upstream[kElementTile];
+
+  explicit ElementTile(const ElementProblem& problem) {
+    fill(x, Acc(0));
+    fill(t, Acc(0));
+    if (problem.weight.data == nullptr) fill(weight, Acc(1));
+    if (problem.pos_weight.data == nullptr) fill(pos_weight, Acc(1));
+  }
+
+  void load(const ElementProblem& problem, int64_t begin, int size) {
+    load_tile(problem, problem.logits, begin, size, x);
+    load_tile(problem, problem.target, begin, size, t);
+    if (problem.weight.data != nullptr) load_tile(problem, problem.weight, begin, size, weight);
+    if (problem.pos_weight.data != nullptr) {
+      load_tile(problem, problem.pos_weight, begin, size, pos_weight);
+    }
+  }
+};
+
+template <class Fn>
+void visit_modulation(double gamma, Fn&& fn) {
+  switch (modulation_of(gamma)) {
+    case Modulation::none:
+      return fn(std::integral_constant<Modulation, Modulation::none>{});
+    case Modulation::square:
+      return fn(std::integral_constant<Modulation, Modulation::square>{});
+    case Modulation::any:
+      return fn(std::integral_constant<Modulation, Modulation::any>{});
+  }
+}
+
+// x becomes the loss of each element, upstream the number of those that count.
+template <Modulation kModulation, class Acc>
+void loss_of_tile(ElementTile<Acc>& tile, int size, const ElementOptions<Acc>& options) {
+  multiversion([=, &tile] {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) {
+      const Acc t = tile.t[i];
+      const bool counts = !(t == options.ignored);
+      const ElementTerms<Acc> terms =
+          element_terms<kModulation>(tile.x[i], t, tile.pos_weight[i], options);
+      const Acc loss = tile.weight[i] * terms.loss;
+      tile.x[i] = counts ? loss : Acc(0);
+      tile.upstream[i] = counts ? Acc(1) : Acc(0);
+    }
+  });
+}
+
+template <Modulation kModulation, class Acc>
+void gradient_of_tile(ElementTile<Acc>& tile, int size, const ElementOptions<Acc>& options,
+                      Acc divisor) {
+  multiversion([=, &tile] {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) {
+      const Acc t = tile.t[i];
+      const ElementTerms<Acc> terms =
+          element_terms<kModulation>(tile.x[i], t, tile.pos_weight[i], options);
+      const Acc grad = tile.upstream[i] / divisor * (tile.weight[i] * terms.slope);
+      tile.x[i] = t == options.ignored ? Acc(0) : grad;
+    }
+  });
+}
+
+template <class Acc>
+double sum_of_tile(Acc* values, int size) {
+  const int padded = pad(values, size, Acc(0));
+  Acc sum;
+  multiversion([=, &sum] {
+    alignas(64) Acc lanes[kLanes] = {};
+    fill_lanes(lanes, padded, [values](Acc a, int64_t i) { return a + values[i]; });
+    sum = fold_sum(lanes);
+  });
+  return static_cast<double>(sum);
+}
+
+int64_t tiles_of(const ElementProblem& problem) {
+  return (problem.count + kElementTile - 1) / kElementTile;
+}
+
+// body(tile number, first element, size)
+template <class Body>
+void for_each_tile(const ElementProblem& problem, int64_t first, int64_t last, const Body& body) {
+  for (int64_t tile = first; tile < last; ++tile) {
+    const int64_t begin = tile * kElementTile;
+    body(tile, begin, static_cast<int>(std::min<int64_t>(kElementTile, problem.count - begin)));
+  }
+}
+
+template <class Fn>
+void visit_element_storage(const ElementProblem& problem, Fn&& fn) {
+  visit_dtype<double, float, BFloat16, Float16>(problem.dtype, fn);
+}
+
+}  // namespace
+
+ElementSums elements_forward(const ElementProblem& problem) {
+  ElementSums total;
+  if (problem.count == 0) return total;
+  const int64_t tiles = tiles_of(problem);
+  const std::unique_ptr<ElementSums[]> sums(new ElementSums[tiles]);
+  visit_element_storage(problem, [&](auto type) {
+    using Acc = acc_t<typename decltype(type)::type>;
+    visit_modulation(problem.gamma, [&](auto modulation) {
+      parallel_for(tiles, kGrainTiles, [&](int64_t first, int64_t last) {
+        ElementTile<Acc> tile(problem);
+        const ElementOptions<Acc> options = problem.template options<Acc>();
+        for_each_tile(problem, first, last, [&](int64_t number, int64_t begin, int size) {
+          tile.load(problem, begin, size);
+          loss_of_tile<decltype(modulation)::value>(tile, size, options);
+          if (problem.loss.data != nullptr) {
+            store_tile<Acc>(problem, problem.loss, begin, size, tile.x);
+          }
+          sums[number] = {sum_of_tile(tile.x, size), sum_of_tile(tile.upstream, size)};
+        });
+      });
+    });
+  });
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    total.loss += sums[tile].loss;
+    total.counted += sums[tile].counted;
+  }
+  return total;
+}
+
+void elements_backward(const ElementProblem& problem) {
+  if (problem.count == 0) return;
+  visit_element_storage(problem, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using Acc = acc_t<T>;
+    visit_modulation(problem.gamma, [&](auto modulation) {
+      parallel_for(tiles_of(problem), kGrainTiles, [&](int64_t first, int64_t last) {
+        ElementTile<Acc> tile(problem);
+        const ElementOptions<Acc> options = problem.template options<Acc>();
+        const Acc divisor =
+            problem.divisor == nullptr ? Acc(1) : *static_cast<const Acc*>(problem.divisor);
+        for_each_tile(problem, first, last, [&](int64_t, int64_t begin, int size) {
+          tile.load(problem, begin, size);
+          load_tile(problem, problem.grad_loss, begin, size, tile.upstream);
+          gradient_of_tile<decltype(modulation)::value>(tile, size, options, divisor);
+          store_tile<T>(problem, problem.grad, begin, size, tile.x);
+        });
+      });
+    });
+  });
+}
+
+}  // namespace torchce::cpu
