@@ -41,6 +41,7 @@ load-test: build
 
 bench: build
 	$(PY) -m bench logits --device cpu
+	$(PY) -m bench linear --device cpu
 
 gpu-report: venv
 	$(if $(PEERS),PYTHONPATH=$(abspath $(PEERS)):$$PYTHONPATH) $(PY) -m bench gpu-report --out $(OUT) --minutes $(MINUTES)

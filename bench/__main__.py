@@ -1,7 +1,9 @@
-"""The command line: `logits` measures, `report` renders, `gpu-report` does both on a GPU."""
+"""The command line: `logits` and `linear` measure, `report` renders, `gpu-report` does all that on
+a GPU."""
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,8 +11,10 @@ import torch
 from bench import gpu_report, report
 from bench.cases import OPTIONS, WORKS, WORKS_OF_DEVICE
 from bench.environment import ROOT
-from bench.providers import PROVIDERS
-from bench.shapes import SHAPES
+from bench.linear import cases as linear
+from bench.linear.providers import PROVIDERS as LINEAR_PROVIDERS
+from bench.providers import PROVIDERS, Provider
+from bench.shapes import SHAPES, Shape
 
 
 def main() -> int:
@@ -23,19 +27,13 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True)
 
     logits = commands.add_parser("logits", help="measure the loss of given logits")
-    logits.set_defaults(command=measure_logits)
-    logits.add_argument("--device", choices=WORKS_OF_DEVICE, default="cpu")
-    logits.add_argument("--threads", type=int, default=torch.get_num_threads())
-    logits.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="NAME")
-    logits.add_argument(
-        "--dtypes", nargs="+", choices=["float32", "bfloat16", "float16", "float64"]
-    )
+    add_measuring(logits, "logits", SHAPES, PROVIDERS)
     logits.add_argument("--works", nargs="+", choices=WORKS)
     logits.add_argument("--options", nargs="+", choices=OPTIONS)
-    logits.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
-    logits.add_argument("--minutes", type=float, help="begin no shape after this long")
-    logits.add_argument("--csv", type=Path, help="default: bench/results/<this machine>.csv")
-    logits.add_argument("--no-memory", action="store_true", help="time only")
+
+    head = commands.add_parser("linear", help="measure the loss of hidden states and a head")
+    add_measuring(head, "linear", linear.SHAPES, LINEAR_PROVIDERS)
+    head.set_defaults(works=[linear.WORK], options=[linear.OPTION])
 
     render = commands.add_parser("report", help="write tables and plots from the committed results")
     render.set_defaults(command=render_report)
@@ -54,14 +52,38 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def measure_logits(arguments: argparse.Namespace) -> int:
-    from bench.run import Plan, run  # late: `gpu-report` begins before there is a build
+def add_measuring(
+    parser: argparse.ArgumentParser,
+    subject: str,
+    shapes: Mapping[str, Shape],
+    providers: Mapping[str, Provider],
+) -> None:
+    """The options that every measuring command has."""
+    parser.set_defaults(command=measure, subject=subject)
+    parser.add_argument("--device", choices=WORKS_OF_DEVICE, default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--shapes", nargs="+", choices=shapes, metavar="NAME")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=["float32", "bfloat16", "float16", "float64"]
+    )
+    parser.add_argument("--providers", nargs="+", choices=providers, default=list(providers))
+    parser.add_argument("--minutes", type=float, help="begin no shape after this long")
+    parser.add_argument("--csv", type=Path, help="default: a file of this machine in bench/results")
+    parser.add_argument("--no-memory", action="store_true", help="time only")
 
-    device = arguments.device
-    names = arguments.shapes or [name for name in SHAPES if device in SHAPES[name].devices]
+
+def measure(arguments: argparse.Namespace) -> int:
+    from bench.run import Plan, run  # late: `gpu-report` begins before there is a build
+    from bench.subjects import SUBJECTS
+
+    device, subject = arguments.device, SUBJECTS[arguments.subject]
+    shapes = subject.shapes.values()
     plan = Plan(
+        subject=subject,
         device=device,
-        shapes=[SHAPES[name] for name in names],
+        shapes=[subject.shapes[name] for name in arguments.shapes]
+        if arguments.shapes
+        else [shape for shape in shapes if device in shape.devices],
         dtypes=arguments.dtypes,
         works=arguments.works or WORKS_OF_DEVICE[device],
         options=arguments.options,
@@ -77,7 +99,7 @@ def measure_logits(arguments: argparse.Namespace) -> int:
 
 def render_report(arguments: argparse.Namespace) -> int:
     if arguments.plots_of:
-        drawn = report.draw(report.read(arguments.plots_of))
+        drawn = report.draw(report.LOGITS.read(arguments.plots_of))
         print(f"drawn: {len(drawn)}")
         return 0
     stale = report.stale(ROOT) if arguments.check else report.write(ROOT)

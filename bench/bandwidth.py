@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from bench import device_timing, timing, traffic
+from bench.baselines import Copy
 from bench.cases import WORKS_OF_DEVICE
 from bench.environment import query_gpu
-from bench.problem import Copy, Problem
+from bench.problem import Problem
 from bench.shapes import Shape
 
 SHAPES = {  # bfloat16

@@ -21,10 +21,10 @@ MOST_COPIES = 64  # a few KiB fit any cache however often they are copied
 
 def copies(problem: Problem) -> list[Problem]:
     """The problem and its copies to capture as one graph; none where single calls are long."""
-    if problem.logits.nbytes >= LONG_CALL_BYTES:
+    if problem.logits_bytes >= LONG_CALL_BYTES:
         return []
     cache_bytes = torch.cuda.get_device_properties(problem.device).L2_cache_size
-    count = min(MOST_COPIES, math.ceil(CACHES * cache_bytes / problem.logits.nbytes))
+    count = min(MOST_COPIES, math.ceil(CACHES * cache_bytes / problem.logits_bytes))
     return [problem, *(problem.copy() for _ in range(count - 1))]
 
 

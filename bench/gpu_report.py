@@ -18,19 +18,19 @@ from torch.utils.cpp_extension import CUDA_HOME
 
 from bench import environment, report, sections
 from bench.cases import PLAIN, WORKS
-from bench.comparison import Comparison, time_ratio
+from bench.comparison import LogitsComparison, time_ratio
 from bench.sections import Outcome, Section
 
-ENVIRONMENT, RESULTS, REPORT = "environment.json", "logits.csv", "report.md"
-BUILD_LOG, TESTS_LOG, SANITIZER_LOG = "build.log", "tests.log", "sanitizer.log"
+ENVIRONMENT, RESULTS, LINEAR_RESULTS = "environment.json", "logits.csv", "linear.csv"
+REPORT, LOG, SANITIZER_LOG = "report.md", "build-and-tests.log", "sanitizer.log"
 PLOTS = ("logits-speedup.png", "logits-options.png")
-FILES = (ENVIRONMENT, RESULTS, REPORT, BUILD_LOG, TESTS_LOG, SANITIZER_LOG, *PLOTS)
+FILES = (ENVIRONMENT, RESULTS, LINEAR_RESULTS, REPORT, LOG, SANITIZER_LOG, *PLOTS)
 
 # Seconds, and arguments: calls that PyTorch makes to probe the driver may fail.
 SANITIZERS = {"memcheck": (60, ["--report-api-errors", "no"]), "racecheck": (60, [])}
 MOST_TEST_PROCESSES = 8  # each has a context of a few hundred MiB on the GPU
 
-# Name, seconds at most, arguments of `python -m bench logits`.
+# Name, seconds at most, arguments of `python -m bench logits`; of `python -m bench linear` below.
 PASSES = "--works forward backward one_pass"
 HEADLINES = (
     ("forward", 50, "--shapes head-128256 --dtypes bfloat16 --works forward"),
@@ -61,6 +61,10 @@ FURTHER_BENCHMARKS = (
         "--shapes segmentation small imagenet-batch --options plain",
     ),
 )
+LINEAR_BENCHMARKS = (
+    ("linear", 90, "--shapes llama3-8b"),
+    ("linear, other heads", 90, "--shapes qwen gemma2-2b gpt2"),
+)
 REHEARSED_TESTS = ("tests/test_gpu_report.py", "-k", "essential")
 REHEARSAL = (
     (
@@ -70,6 +74,7 @@ REHEARSAL = (
         "--works forward forward_backward",
     ),
 )
+REHEARSED_LINEAR = (("linear", 60, "--shapes small --providers torchce_cuda"),)
 
 
 def run(folder: Path, minutes: float, device: str) -> int:
@@ -107,20 +112,26 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
     bandwidth = [*python, "bench.bandwidth", *on_device, "--into", str(folder / ENVIRONMENT)]
     plots = [*python, "bench", "report", "--plots-of", str(folder / RESULTS)]
 
-    def benchmarks(table: Sequence[tuple[str, int, str]]) -> list[Section]:
-        logits = [*python, "bench", "logits", *on_device, "--csv", str(folder / RESULTS)]
+    def benchmarks(
+        table: Sequence[tuple[str, int, str]], command: str = "logits", into: str = RESULTS
+    ) -> list[Section]:
+        measure = [*python, "bench", command, *on_device, "--csv", str(folder / into)]
         return [
-            Section(name, [*logits, *arguments.split()], seconds)
+            Section(name, [*measure, *arguments.split()], seconds)
             for name, seconds, arguments in table
         ]
 
+    def linear_benchmarks(table: Sequence[tuple[str, int, str]]) -> list[Section]:
+        return benchmarks(table, "linear", LINEAR_RESULTS)
+
     if device == "cpu":
         return [
-            Section("build", [*python, "torchce_cuda"], 60, BUILD_LOG, essential=True),
+            Section("build", [*python, "torchce_cuda"], 60, LOG, essential=True),
             Section("smoke test", [*smoke, "--few"], 60, essential=True),
             Section("copy bandwidth", bandwidth, 60),
             *benchmarks(REHEARSAL),
-            Section("tests", [*python, "pytest", *REHEARSED_TESTS], 60, TESTS_LOG),
+            *linear_benchmarks(REHEARSED_LINEAR),
+            Section("tests", [*python, "pytest", *REHEARSED_TESTS], 60, LOG),
             *(Section(tool, [], 1, obstacle="it watches a GPU") for tool in SANITIZERS),
             Section("plots", plots, 60),
         ]
@@ -132,6 +143,7 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
         gpu_tests(known),
         *(sanitizer(tool, [*smoke, "--few"]) for tool in SANITIZERS),
         *benchmarks(FURTHER_BENCHMARKS),
+        *linear_benchmarks(LINEAR_BENCHMARKS),
         Section("plots", plots, 20),
     ]
 
@@ -145,7 +157,7 @@ def build(known: dict[str, str]) -> Section:
         "TORCH_CUDA_ARCH_LIST": known["gpu compute_cap"],
         "MAX_JOBS": known["cores"],
     }
-    return Section("build", command, 180, BUILD_LOG, variables, essential=True)
+    return Section("build", command, 180, LOG, variables, essential=True)
 
 
 def gpu_tests(known: dict[str, str]) -> Section:
@@ -156,7 +168,7 @@ def gpu_tests(known: dict[str, str]) -> Section:
         processes = min(MOST_TEST_PROCESSES, int(known["cores"]))
         command += ["-n", str(processes)]
         variables["OMP_NUM_THREADS"] = str(int(known["cores"]) // processes)
-    return Section("tests", command, 120, TESTS_LOG, variables)
+    return Section("tests", command, 120, LOG, variables)
 
 
 def sanitizer(tool: str, command: Sequence[str]) -> Section:
@@ -182,9 +194,12 @@ def render(folder: Path, planned: Sequence[Section], outcomes: Sequence[Outcome]
     parts = ["# GPU report", "## Sections", sections_table(planned, outcomes)]
     parts += ["## Environment", facts(known)]
     if (folder / RESULTS).exists():
-        measured = report.read(folder / RESULTS)
-        parts += ["## Logits", report.full(measured, Path())]
+        measured = report.LOGITS.read(folder / RESULTS)
+        parts += ["## Logits", report.LOGITS.full(measured, Path())]
         parts += ["#### Odd rows", odd_rows(measured.comparisons) or "None."]
+    if (folder / LINEAR_RESULTS).exists():
+        measured = report.LINEAR.read(folder / LINEAR_RESULTS)
+        parts += ["## Linear", report.LINEAR.full(measured, Path())]
     for section, outcome in zip(planned, outcomes, strict=False):
         if outcome.status in (sections.FAILED, sections.STOPPED):
             whole = f", all of it in {section.log}" if section.log else ""
@@ -210,7 +225,7 @@ def facts(known: dict[str, str | float]) -> str:
     return "\n".join(lines)
 
 
-def odd_rows(comparisons: Sequence[Comparison]) -> str:
+def odd_rows(comparisons: Sequence[LogitsComparison]) -> str:
     """The time of ours for 50257 classes / that for 50264."""
     times = {
         (each.case.shape, each.case.work): each.ours

@@ -20,8 +20,7 @@ import torch
 from bench.cases import OPTIONS
 from bench.environment import ROOT
 from bench.problem import CALL_OF_WORK, Problem
-from bench.providers import PROVIDERS
-from bench.shapes import SHAPES
+from bench.subjects import SUBJECTS
 
 # glibc otherwise raises its thresholds with every large block freed, up to keeping 32 MiB blocks.
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -47,10 +46,16 @@ def allocated_growth(run: Callable[[], object], device: str) -> int:
 
 
 def measure(
-    provider: str, shape: str, dtype: str, threads: int, cases: Sequence[tuple[str, str]]
+    subject: str,
+    provider: str,
+    shape: str,
+    dtype: str,
+    threads: int,
+    cases: Sequence[tuple[str, str]],
 ) -> dict[tuple[str, str], int]:
     """Peak growth in bytes of each (work, option), in a new process; empty where it fails."""
     request = {
+        "subject": subject,
         "provider": provider,
         "shape": shape,
         "dtype": dtype,
@@ -74,8 +79,9 @@ def measure(
 
 def _answer(request: dict) -> list[tuple[str, str, int]]:
     torch.set_num_threads(request["threads"])
-    problem = Problem(SHAPES[request["shape"]], getattr(torch, request["dtype"]))
-    provider = PROVIDERS[request["provider"]]
+    subject = SUBJECTS[request["subject"]]
+    problem = Problem(subject.shapes[request["shape"]], getattr(torch, request["dtype"]))
+    provider = subject.providers[request["provider"]]
     answers = []
     for work, option in request["cases"]:
         call = CALL_OF_WORK[work](provider.load(work), problem, OPTIONS[option])

@@ -1,4 +1,4 @@
-"""The plots of one machine's results. Each PNG carries the digest of the results that it shows."""
+"""The plots of one machine's times for given logits. Each PNG has the digest of its results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bench.cases import OPTIONS, PLAIN, WORKS
-from bench.comparison import Comparison
+from bench.comparison import LogitsComparison
 
 COLORS = ("#4477aa", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#66ccee")
 GROUP_WIDTH = 0.8  # of the distance between two groups of bars
 
 
-def speedup(comparisons: Sequence[Comparison], path: Path, digest: str) -> None:
+def speedup(comparisons: Sequence[LogitsComparison], path: Path, digest: str) -> None:
     """Bars: time of F.cross_entropy / ours, per shape and work; circles: of it compiled / ours."""
     rows = [each for each in comparisons if each.is_plain and each.speedup is not None]
     groups = _groups(rows)
@@ -47,7 +47,7 @@ def speedup(comparisons: Sequence[Comparison], path: Path, digest: str) -> None:
     figure.savefig(path, dpi=110, metadata={"Source": digest})
 
 
-def options(comparisons: Sequence[Comparison], path: Path, digest: str) -> None:
+def options(comparisons: Sequence[LogitsComparison], path: Path, digest: str) -> None:
     """Bars: time of ours with an option / plain, forward + backward; dashes: the budget."""
     rows = [
         each
@@ -80,11 +80,14 @@ def options(comparisons: Sequence[Comparison], path: Path, digest: str) -> None:
     figure.savefig(path, dpi=110, metadata={"Source": digest})
 
 
-def _groups(rows: Sequence[Comparison]) -> list[str]:
+PLOTS = {"speedup": speedup, "options": options}
+
+
+def _groups(rows: Sequence[LogitsComparison]) -> list[str]:
     return list(dict.fromkeys(_group(each) for each in rows))
 
 
-def _group(comparison: Comparison) -> str:
+def _group(comparison: LogitsComparison) -> str:
     case = comparison.case
     return f"{case.shape} {case.size} {case.dtype}"
 

@@ -1,15 +1,15 @@
 """The tensors of one shape and dtype, and the calls that are timed, checked and weighed on them."""
 
 import copy
+import math
 
 import torch
 
 from bench.cases import Option
 from bench.providers import Loss
-from bench.shapes import Shape
+from bench.shapes import SPREAD, Shape
 
 SEED = 0
-SPREAD = 3.0  # standard deviation of the logits: rows far from uniform, as in training
 
 
 class Problem:
@@ -21,21 +21,31 @@ class Problem:
         self.shape = shape
         self.dtype = dtype
         self.device = device
-        self.logits = self._normal(generator)  # [N, C, d1, ...]
+        self._generator = generator
+        self.inputs = tuple(self._normal(size, std) for size, std in shape.inputs)
         self.target = torch.randint(shape.cols, shape.target_size, **here)
         self.weight = (0.5 + torch.rand(shape.cols, **here)).to(dtype)  # [C]
-        self._generator = generator
         self._probabilities = None
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[N, C, d1, ...], where they are what is given."""
+        (logits,) = self.inputs
+        return logits
+
+    @property
+    def logits_bytes(self) -> int:
+        return math.prod(self.shape.logits_size) * self.dtype.itemsize
 
     @property
     def probabilities(self) -> torch.Tensor:
         """Targets, [N, C, d1, ...]; as large as the logits, so made when first asked for."""
         if self._probabilities is None:
-            self._probabilities = self._normal(self._generator).softmax(dim=1)
+            self._probabilities = self._normal(self.shape.logits_size, SPREAD).softmax(dim=1)
         return self._probabilities
 
     def arguments(self, option: Option) -> dict:
-        """Keywords of the loss, next to the logits."""
+        """Keywords of the loss, next to the inputs."""
         keywords = dict(option.arguments)
         keywords["target"] = self.probabilities if option.probabilities else self.target
         if option.weighted:
@@ -45,61 +55,63 @@ class Problem:
     def copy(self) -> "Problem":
         """The same inputs in memory of their own."""
         copied = copy.copy(self)
-        copied.logits, copied.target = self.logits.clone(), self.target.clone()
+        copied.inputs = tuple(each.clone() for each in self.inputs)
+        copied.target = self.target.clone()
         if self._probabilities is not None:
             copied._probabilities = self._probabilities.clone()
         return copied
 
-    def _normal(self, generator: torch.Generator) -> torch.Tensor:
-        values = torch.empty(self.shape.size, device=self.device)
-        values.normal_(std=SPREAD, generator=generator)
+    def _normal(self, size: tuple[int, ...], std: float) -> torch.Tensor:
+        values = torch.empty(size, device=self.device)
+        values.normal_(std=std, generator=self._generator)
         return values.to(self.dtype)
 
 
 class Forward:
-    """The loss of logits that require no gradient."""
+    """The loss of inputs that require no gradient."""
 
     prepares = False  # whether `prepare` is work for the device
 
     def __init__(self, loss: Loss, problem: Problem, option: Option):
         self.loss = loss
-        self.logits = problem.logits
+        self.inputs = problem.inputs
         self.arguments = problem.arguments(option)
 
     def prepare(self) -> None:
         """Off the clock, before each call."""
 
     def run(self) -> torch.Tensor:
-        return self.loss(self.logits, **self.arguments)
+        return self.loss(*self.inputs, **self.arguments)
 
-    def gradient(self) -> torch.Tensor | None:
-        """Of the logits, after `run`; None where the work has none."""
-        return None
+    def gradients(self) -> tuple[torch.Tensor, ...]:
+        """Of the inputs, after `run`; empty where the work has none."""
+        return ()
 
     def release(self) -> None:
         """Drop what the last call left."""
 
 
 class ForwardBackward(Forward):
-    """A training step's share: the gradient is dropped before each call, as zero_grad() does."""
+    """A training step's share: gradients are dropped before each call, as zero_grad() does."""
 
     def __init__(self, loss: Loss, problem: Problem, option: Option):
         super().__init__(loss, problem, option)
-        self.logits = problem.logits.detach().requires_grad_()
+        self.inputs = tuple(each.detach().requires_grad_() for each in problem.inputs)
 
     def prepare(self) -> None:
         self.release()
 
     def run(self) -> torch.Tensor:
-        loss = self.loss(self.logits, **self.arguments)
+        loss = self.loss(*self.inputs, **self.arguments)
         loss.backward()
         return loss
 
-    def gradient(self) -> torch.Tensor | None:
-        return self.logits.grad
+    def gradients(self) -> tuple[torch.Tensor, ...]:
+        return tuple(each.grad for each in self.inputs)
 
     def release(self) -> None:
-        self.logits.grad = None
+        for each in self.inputs:
+            each.grad = None
 
 
 class Backward(ForwardBackward):
@@ -109,7 +121,7 @@ class Backward(ForwardBackward):
 
     def prepare(self) -> None:
         self.release()
-        self.pending = self.loss(self.logits, **self.arguments)
+        self.pending = self.loss(*self.inputs, **self.arguments)
 
     def run(self) -> torch.Tensor:
         self.pending.backward()
@@ -148,33 +160,14 @@ class OnePass(ForwardBackward):
 
     def prepare(self) -> None:
         self.release()
-        self.logits = _Layer.apply(self.anchor, self.source, self.received)
+        self.inputs = (_Layer.apply(self.anchor, self.source, self.received),)
 
-    def gradient(self) -> torch.Tensor | None:
-        return self.received[0]
+    def gradients(self) -> tuple[torch.Tensor, ...]:
+        return (self.received[0],)
 
     def release(self) -> None:
         self.received.clear()
-        self.logits = None
-
-
-class Copy:
-    """Copies the logits into memory that exists: the 100 % of the same rounds."""
-
-    prepares = False
-
-    def __init__(self, problem: Problem):
-        self.source = problem.logits
-        self.destination = torch.empty_like(self.source)
-
-    def prepare(self) -> None:
-        pass
-
-    def run(self) -> torch.Tensor:
-        return self.destination.copy_(self.source)
-
-    def release(self) -> None:
-        pass
+        self.inputs = ()
 
 
 CALL_OF_WORK: dict[str, type[Forward]] = {

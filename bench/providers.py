@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from bench.cases import WORKS, Option
 
-# loss(logits, target, weight=None, **arguments) -> scalar tensor
+# loss(*inputs, target, weight=None, **arguments) -> scalar tensor; the inputs are the logits, or
+# hidden states and the weight of a head
 Loss = Callable[..., torch.Tensor]
 
 OURS = "torchce_cuda"
@@ -26,7 +27,7 @@ class Provider:
 
     name: str
     load: Callable[[str], Loss]
-    takes: frozenset[str]  # the option arguments that it understands
+    takes: frozenset[str] = frozenset()  # the option arguments that it understands
     works: frozenset[str] = frozenset(WORKS)
 
     def supports(self, option: Option, work: str) -> bool:
@@ -47,16 +48,23 @@ def _cross_entropy(logits, target, weight=None, label_smoothing=0.0):
     return F.cross_entropy(logits, target, weight, label_smoothing=label_smoothing)
 
 
-def load_compiled(work: str) -> Loss:
-    # Dynamo keeps its compiled entries per code object and searches them at every call. With a code
-    # object of its own each contender has one entry, as in a program with one way to call the loss.
-    code = _cross_entropy.__code__.replace()
-    loss = FunctionType(code, globals(), "loss", _cross_entropy.__defaults__)
+def compiled(function: FunctionType) -> Loss:
+    """Under torch.compile, apart from whatever else was compiled of this function.
+
+    Dynamo keeps its compiled entries per code object and searches them at every call. With a code
+    object of its own each contender has one entry, as in a program with one way to call the loss.
+    """
+    code = function.__code__.replace()
+    loss = FunctionType(code, function.__globals__, "loss", function.__defaults__)
     return torch.compile(loss, dynamic=False)
 
 
+def load_compiled(work: str) -> Loss:
+    return compiled(_cross_entropy)
+
+
 def load_liger(work: str) -> Loss:
-    _require_cuda()
+    require_cuda()
     from liger_kernel.transformers.functional import liger_cross_entropy
 
     def loss(logits, target, weight=None, label_smoothing=0.0, z_loss=0.0, logit_softcap=None):
@@ -73,13 +81,13 @@ def load_liger(work: str) -> Loss:
 
 
 def load_quack(work: str) -> Loss:
-    _require_cuda()
+    require_cuda()
     from quack.cross_entropy import cross_entropy
 
     return partial(cross_entropy, inplace_backward=work == "one_pass")
 
 
-def _require_cuda() -> None:
+def require_cuda() -> None:
     if not torch.cuda.is_available():
         raise ImportError("needs a CUDA device")
 
@@ -98,6 +106,6 @@ PROVIDERS = {
             frozenset({"label_smoothing", "z_loss", "logit_softcap"}),
             frozenset({"one_pass"}),  # it always writes the gradient over the logits
         ),
-        Provider(QUACK, load_quack, frozenset()),
+        Provider(QUACK, load_quack),
     )
 }

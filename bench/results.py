@@ -1,19 +1,21 @@
-"""The rows of a result file: one CSV per machine and thread count, raw numbers only."""
+"""The rows of a result file: one CSV per command, machine and thread count, raw numbers only."""
 
 import csv
 import dataclasses
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+FOLDER = Path("bench") / "results"  # of committed files, in a checkout
+
 OK = "ok"
-WRONG = "wrong"  # loss or gradient too far from float64: not timed
+WRONG = "wrong"  # loss or a gradient too far from float64: not timed
 FAILED = "failed"  # raised: not timed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One provider at one case. Times are microseconds per call; None: not measured."""
 
@@ -31,14 +33,9 @@ class Result:
     q3_us: float | None
     rounds: int | None
     calls: int | None  # calls averaged in each round
-    bytes: int  # that the work must move
-    copy_us: float | None  # median time of copying the logits in the same rounds
-    copy_bytes: int  # moved by that copy
     others_share: float | None  # of the processors, taken by other processes during these rounds
     peak_bytes: int | None  # growth of the resident set, or of what is allocated on the device
-    loss_error: float | None  # largest relative errors against float64
-    target_error: float | None
-    other_error: float | None
+    loss_error: float | None = None  # largest relative errors against float64, here and below
     machine: str
     threads: str
     isa: str
@@ -55,37 +52,60 @@ class Result:
         return (self.device, self.shape, self.dtype, self.work)
 
 
-COLUMNS = [field.name for field in dataclasses.fields(Result)]
-_TYPES = typing.get_type_hints(Result)
+@dataclass(frozen=True, kw_only=True)
+class LogitsResult(Result):
+    """Of given logits."""
+
+    bytes: int  # that the work must move
+    copy_us: float | None  # median time of copying the logits in the same rounds
+    copy_bytes: int  # moved by that copy
+    target_error: float | None = None  # of the gradient at the target entries
+    other_error: float | None = None  # elsewhere
 
 
-def read(path: Path) -> list[Result]:
+@dataclass(frozen=True, kw_only=True)
+class LinearResult(Result):
+    """Of hidden states and a head."""
+
+    products_us: float | None  # median time of the three bare products in the same rounds
+    hidden_error: float | None = None
+    head_target_error: float | None = None  # of the head's gradient at the target classes
+    head_other_error: float | None = None  # at the others
+
+
+def columns(kind: type[Result]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+COLUMNS = columns(LogitsResult)
+
+
+def read(path: Path, kind: type[Result] = LogitsResult) -> list[Result]:
     """The rows of a file, in its order."""
+    types = typing.get_type_hints(kind)
     with path.open(newline="") as file:
         return [
-            Result(**{name: _parse(name, row[name]) for name in COLUMNS})
+            kind(**{name: _parse(types[name], row[name]) for name in columns(kind)})
             for row in csv.DictReader(file)
         ]
 
 
-def write(path: Path, results: Iterable[Result]) -> None:
+def write(path: Path, results: Iterable[Result], kind: type[Result] = LogitsResult) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")  # a run that is stopped here loses nothing
     with partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(columns(kind))
         for result in results:
-            writer.writerow([_format(getattr(result, name)) for name in COLUMNS])
+            writer.writerow([_format(getattr(result, name)) for name in columns(kind)])
     partial.replace(path)
 
 
-def merge(path: Path, measured: list[Result]) -> None:
+def merge(path: Path, measured: Sequence[Result], kind: type[Result] = LogitsResult) -> None:
     """Put new rows into a file: they replace the groups that they measured again, as a whole."""
     replaced = {result.group for result in measured}
-    kept = (
-        [result for result in read(path) if result.group not in replaced] if path.exists() else []
-    )
-    write(path, kept + measured)
+    earlier = read(path, kind) if path.exists() else []
+    write(path, [row for row in earlier if row.group not in replaced] + list(measured), kind)
 
 
 def file_name(device: str, machine: str, threads: int) -> str:
@@ -94,8 +114,7 @@ def file_name(device: str, machine: str, threads: int) -> str:
     return f"{device}-{slug}-{threads}-threads.csv"
 
 
-def _parse(name: str, text: str) -> str | int | float | None:
-    wanted = _TYPES[name]
+def _parse(wanted: type, text: str) -> str | int | float | None:
     if wanted is str:
         return text
     if not text:

@@ -2,22 +2,22 @@
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from bench import device_timing, environment, memory, results, traffic
+from bench import device_timing, environment, memory, results, timing
+from bench.baselines import BASELINES, COPY
 from bench.cases import OPTIONS, PLAIN, Option
 from bench.check import TOLERANCE, Errors, Expected
-from bench.problem import CALL_OF_WORK, Copy, Forward, Problem
-from bench.providers import PROVIDERS, Provider
+from bench.problem import CALL_OF_WORK, Forward, Problem
+from bench.providers import Provider
 from bench.results import Result
 from bench.shapes import Shape
+from bench.subjects import Subject
 from bench.timing import Summary, interleave
-
-COPY = "copy"
 
 # More than this share of the processors taken by others is called out: threads that meet at
 # the end of a loop then wait for the scheduler, which makes milliseconds of microseconds.
@@ -31,6 +31,7 @@ MIN_BYTES_TO_WEIGH = 4 << 20
 class Plan:
     """What a run measures."""
 
+    subject: Subject
     device: str
     shapes: Sequence[Shape]
     dtypes: Sequence[str] | None  # None: those of each shape
@@ -65,10 +66,10 @@ class Contender:
     call: Forward | None = None
     status: str = results.OK
     detail: str = ""
-    errors: Errors | None = None
+    errors: Errors = field(default_factory=Errors)
     peak_bytes: int | None = None
     time: Summary | None = None
-    copy_time: Summary | None = None
+    baseline_time: Summary | None = None
     others_share: float | None = None
 
     @property
@@ -81,8 +82,8 @@ def run(plan: Plan) -> Path:
     torch.set_num_threads(plan.threads)
     described = environment.describe(plan.device)
     name = results.file_name(plan.device, described["machine"], plan.threads)
-    path = plan.csv or environment.ROOT / "bench" / "results" / name
-    providers = available_providers(plan.providers)
+    path = plan.csv or environment.ROOT / results.FOLDER / f"{plan.subject.file_prefix}{name}"
+    providers = available_providers([plan.subject.providers[name] for name in plan.providers])
 
     problems = plan.problems()
     started = time.monotonic()
@@ -96,14 +97,14 @@ def run(plan: Plan) -> Path:
             to_result(plan, shape, dtype, contender, described)
             for contender in measure(plan, shape, dtype, providers)
         ]
-        results.merge(path, rows)
+        results.merge(path, rows, plan.subject.result)
     return path
 
 
-def available_providers(names: Sequence[str]) -> list[Provider]:
+def available_providers(providers: Iterable[Provider]) -> list[Provider]:
     """Those that load; the others are named with the reason."""
     available = []
-    for provider in (PROVIDERS[name] for name in names):
+    for provider in providers:
         try:
             provider.load("forward")
         except ImportError as error:
@@ -118,25 +119,26 @@ def measure(plan: Plan, shape: Shape, dtype: str, providers: Sequence[Provider])
     problem = Problem(shape, getattr(torch, dtype), plan.device)
     contenders = []
     for option in plan.options_of(shape):
-        contenders += checked(problem, option, providers, plan.works)
+        contenders += checked(plan, problem, option, providers)
 
     right = [contender for contender in contenders if contender.status == results.OK]
-    if plan.weigh and problem.logits.nbytes >= MIN_BYTES_TO_WEIGH:
+    if plan.weigh and problem.logits_bytes >= MIN_BYTES_TO_WEIGH:
         for provider in providers:
             weigh(plan, problem, [each for each in right if each.provider is provider])
     for work in plan.works:
-        time_work(problem, [each for each in right if each.work == work])
+        of_work = [each for each in right if each.work == work]
+        time_work(problem, of_work, plan.subject.baseline)
     return contenders
 
 
 def checked(
-    problem: Problem, option: Option, providers: Sequence[Provider], works: Sequence[str]
+    plan: Plan, problem: Problem, option: Option, providers: Sequence[Provider]
 ) -> list[Contender]:
     """Every contender of one option, compared with float64."""
-    expected = Expected(problem, option)  # float64 and large: of one option at a time
+    expected = plan.subject.expected(problem, option)  # large: of one option at a time
     contenders = []
     for provider in providers:
-        for work in works:
+        for work in plan.works:
             if provider.supports(option, work):
                 contender = Contender(work, option, provider)
                 check(contender, problem, expected)
@@ -174,6 +176,7 @@ def weigh(plan: Plan, problem: Problem, contenders: Sequence[Contender]) -> None
     if not contenders:
         return
     growth = memory.measure(
+        plan.subject.name,
         contenders[0].provider.name,
         problem.shape.name,
         str(problem.dtype).removeprefix("torch."),
@@ -184,35 +187,44 @@ def weigh(plan: Plan, problem: Problem, contenders: Sequence[Contender]) -> None
         each.peak_bytes = growth.get((each.work, each.option.name))
 
 
-def time_work(problem: Problem, contenders: Sequence[Contender]) -> None:
-    """Time the contenders of one kind of work, and a copy, in the same rounds."""
+def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) -> None:
+    """Time the contenders of one kind of work, and the 100 %, in the same rounds."""
     if not contenders:
         return
     others = environment.OtherProcesses()
     if problem.device == "cuda":
-        times = times_on_device(problem, contenders)
+        times = times_on_device(problem, contenders, baseline)
     else:
-        times = interleave({each.name: each.call for each in contenders} | {COPY: Copy(problem)})
+        times = interleave(calls_of(problem, contenders, baseline))
     share = others.share()
     if share is not None and share > QUIET:
         say(f"  busy machine: other processes took {share:.0%} of the processors")
+    say(f"  {baseline:53} {times[baseline].median:12.1f} us")
     for each in contenders:
         if each.name not in times:
             continue
         each.others_share = share
         each.time = times[each.name]
-        each.copy_time = times[COPY]
+        each.baseline_time = times[baseline]
         spread = (each.time.q3 - each.time.q1) / each.time.median
         say(f"  {each.work:16} {each.name:36} {each.time.median:12.1f} us, IQR {spread:.1%}")
 
 
-def times_on_device(problem: Problem, contenders: Sequence[Contender]) -> dict[str, Summary]:
-    """Device times of the contenders and a copy; one that cannot be captured has none."""
+def calls_of(
+    problem: Problem, contenders: Sequence[Contender], baseline: str
+) -> dict[str, timing.Contender]:
+    """What takes turns."""
+    return {each.name: each.call for each in contenders} | {baseline: BASELINES[baseline](problem)}
+
+
+def times_on_device(
+    problem: Problem, contenders: Sequence[Contender], baseline: str = COPY
+) -> dict[str, Summary]:
+    """Device times of the contenders and the 100 %; one that cannot be captured has none."""
     copies = device_timing.copies(problem)
     if not copies:
-        calls = {each.name: each.call for each in contenders} | {COPY: Copy(problem)}
-        return interleave(calls, device_timing.time_calls)
-    replays = {COPY: device_timing.Replay([Copy(each) for each in copies])}
+        return interleave(calls_of(problem, contenders, baseline), device_timing.time_calls)
+    replays = {baseline: device_timing.Replay([BASELINES[baseline](each) for each in copies])}
     for each in contenders:
         form = CALL_OF_WORK[each.work]
         calls = [form(each.call.loss, copy, each.option) for copy in copies]
@@ -232,10 +244,15 @@ def fail(contender: Contender, error: Exception) -> None:
 def to_result(
     plan: Plan, shape: Shape, dtype: str, contender: Contender, described: dict[str, str]
 ) -> Result:
-    size = (shape.rows, shape.cols, getattr(torch, dtype).itemsize)
-    errors, times = contender.errors, contender.time
-    bytes_moved = traffic.BYTES_OF_WORK[contender.work](*size, contender.option.probabilities)
-    return Result(
+    times, baseline = contender.time, contender.baseline_time
+    columns = plan.subject.columns(
+        shape,
+        getattr(torch, dtype),
+        contender.work,
+        contender.option,
+        baseline and baseline.median,
+    )
+    return plan.subject.result(
         device=plan.device,
         shape=shape.name,
         size=shape.label,
@@ -250,14 +267,10 @@ def to_result(
         q3_us=times and times.q3,
         rounds=times and times.rounds,
         calls=times and times.calls,
-        bytes=bytes_moved,
-        copy_us=contender.copy_time and contender.copy_time.median,
-        copy_bytes=traffic.copy(*size),
         others_share=contender.others_share,
         peak_bytes=contender.peak_bytes,
-        loss_error=errors and errors.loss,
-        target_error=errors and errors.target,
-        other_error=errors and errors.other,
+        **{f"{name}_error": error for name, error in contender.errors.items()},
+        **columns,
         **described,
     )
 

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+SPREAD = 3.0  # standard deviation of the logits: rows far from uniform, as in training
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -16,16 +18,25 @@ class Shape:
     devices: tuple[str, ...] = ("cpu",)  # where it is measured unless shapes are named
 
     @property
+    def logits_size(self) -> tuple[int, ...]:
+        return self.size
+
+    @property
+    def inputs(self) -> tuple[tuple[tuple[int, ...], float], ...]:
+        """Size and standard deviation of each tensor whose gradient is wanted."""
+        return ((self.logits_size, SPREAD),)
+
+    @property
     def rows(self) -> int:
-        return math.prod(self.size) // self.cols
+        return math.prod(self.logits_size) // self.cols
 
     @property
     def cols(self) -> int:
-        return self.size[1]
+        return self.logits_size[1]
 
     @property
     def target_size(self) -> tuple[int, ...]:
-        return self.size[:1] + self.size[2:]
+        return self.logits_size[:1] + self.logits_size[2:]
 
     @property
     def label(self) -> str:

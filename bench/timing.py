@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Protocol
 
-WARM_UP_CALLS = 3
+WARM_UP_CALLS = 3  # of a short call; a long one has warmed up when it was checked
+LONG_CALL_MICROSECONDS = 5e5
 MIN_ROUNDS = 7  # the fewest that give quartiles a meaning
 MAX_ROUNDS = 51
 SECONDS_PER_CONTENDER = 1.0
@@ -75,15 +76,21 @@ def rotated(names: Sequence[str], by: int) -> list[str]:
     return [*names[shift:], *names[:shift]]
 
 
+def time_one(contender: Contender, clock: Callable[[Contender, int], float]) -> float:
+    """Microseconds of a warm call."""
+    first = clock(contender, 1)
+    if first >= LONG_CALL_MICROSECONDS:
+        return first
+    clock(contender, WARM_UP_CALLS - 1)
+    return clock(contender, 1)
+
+
 def interleave(
     contenders: Mapping[str, Contender], clock: Callable[[Contender, int], float] = time_calls
 ) -> dict[str, Summary]:
     """Time all contenders, round by round; `clock` is `time_calls` or another that does as it."""
     names = list(contenders)
-    single = {}
-    for name in names:
-        clock(contenders[name], WARM_UP_CALLS)
-        single[name] = clock(contenders[name], 1)
+    single = {name: time_one(contenders[name], clock) for name in names}
     calls = {name: calls_per_sample(single[name]) for name in names}
     rounds = rounds_for(sum(calls[name] * single[name] for name in names), len(names))
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import check, environment, memory, report, results, run, timing, traffic
+from bench import check, environment, logits_tables, memory, report, results, run, timing, traffic
+from bench.baselines import Copy
 from bench.cases import (
     COPY_BUDGETS,
     OPTION_BUDGETS,
@@ -21,9 +22,9 @@ from bench.cases import (
 )
 from bench.comparison import compare, share_of_copy
 from bench.environment import ROOT
-from bench.problem import CALL_OF_WORK, Copy, Problem
+from bench.problem import CALL_OF_WORK, Problem
 from bench.providers import COMPILED, LIGER, OURS, PROVIDERS, QUACK, TORCH, Provider
-from bench.results import Result
+from bench.results import LogitsResult
 from bench.shapes import SHAPES, Shape
 
 TINY = Shape("tiny", (6, 5, 3), "classes in the middle, as in segmentation")
@@ -179,7 +180,9 @@ def test_a_provider_that_cannot_be_loaded_is_skipped_with_the_reason(monkeypatch
         raise ImportError("needs a CUDA device")
 
     monkeypatch.setitem(PROVIDERS, "absent", Provider("absent", load, frozenset()))
-    assert "absent" not in [provider.name for provider in run.available_providers(PROVIDERS)]
+    assert "absent" not in [
+        provider.name for provider in run.available_providers(PROVIDERS.values())
+    ]
     assert "skipped absent: needs a CUDA device" in capsys.readouterr().err
 
 
@@ -262,7 +265,7 @@ def row(provider, median_us, option=PLAIN, work="forward_backward"):
         "target_error": 1e-7,
         "other_error": None,
     }
-    return Result(**values)
+    return LogitsResult(**values)
 
 
 def test_a_share_of_the_copy_is_a_budget_on_a_gpu():
@@ -274,10 +277,10 @@ def test_a_share_of_the_copy_is_a_budget_on_a_gpu():
     ]
     (slow,) = compare(rows)  # 4000 bytes in 2.5 us, where they are copied in 2
     assert (slow.copy_budget, slow.met, slow.lost) == (0.88, False, True)
-    assert report.peers(slow) == "Liger 2.00 µs (0.80x)"
+    assert logits_tables.peers(slow) == "Liger 2.00 µs (0.80x)"
     (fast,) = compare([dataclasses.replace(rows[0], median_us=2.1)])
     assert (fast.met, fast.lost) == (True, False)
-    assert report.budget(fast) == "≥ 88% of copy: met"
+    assert [str(promise) for promise in fast.judged] == ["≥ 88% of copy: met"]
 
 
 RESULTS = [
@@ -329,10 +332,11 @@ def test_comparison_of_known_times():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout with results and two documents, rendered."""
-    results.write(tmp_path / report.RESULTS / "cpu-x-2-threads.csv", RESULTS)
+    """A checkout with results of given logits and two documents, rendered."""
+    results.write(tmp_path / results.FOLDER / "cpu-x-2-threads.csv", RESULTS)
     for path in (report.SUMMARY, report.FULL):
-        (tmp_path / path).write_text(f"Before.\n\n{report.BEGIN}\n{report.END}\n\nAfter.\n")
+        markers = "\n\n".join(f"{part.begin}\n{part.end}" for part in report.PARTS)
+        (tmp_path / path).write_text(f"Before.\n\n{markers}\n\nAfter.\n")
     report.write(tmp_path)
     return tmp_path
 
@@ -358,7 +362,7 @@ def test_check_rejects_a_number_typed_into_a_table(checkout):
 
 
 def test_check_rejects_tables_and_plots_of_other_results(checkout):
-    path = checkout / report.RESULTS / "cpu-x-2-threads.csv"
+    path = checkout / results.FOLDER / "cpu-x-2-threads.csv"
     results.write(path, [*RESULTS, row(TORCH, 41.0, option="smoothing")])
     names = {stale.name for stale in report.stale(checkout)}
     assert names >= {"README.md", "cpu-x-2-threads-speedup.png", "cpu-x-2-threads-options.png"}
@@ -366,7 +370,7 @@ def test_check_rejects_tables_and_plots_of_other_results(checkout):
 
 def test_report_refuses_a_document_without_markers(checkout):
     (checkout / report.SUMMARY).write_text("no markers")
-    with pytest.raises(ValueError, match="bench:cpu begin"):
+    with pytest.raises(ValueError, match="README.md: expected <!-- bench:cpu begin"):
         report.stale(checkout)
 
 

@@ -58,11 +58,11 @@ def test_a_section_is_asked_to_end_and_then_ended(tmp_path, monkeypatch):
     asked = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('summed up')"
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     started = time.monotonic()
-    outcomes = run_all(tmp_path, section("asked", asked, 4.0), section("deaf", deaf, 2.0))
+    outcomes = run_all(tmp_path, section("asked", asked, 7.0), section("deaf", deaf, 5.0))
     assert time.monotonic() - started < 40
     assert [outcome.status for outcome in outcomes] == [STOPPED, STOPPED]
     assert outcomes[0].tail == "summed up"
-    assert outcomes[0].reason == "took its 4 s"
+    assert outcomes[0].reason == "took its 7 s"
 
 
 def test_what_may_take_longer_than_is_left_is_skipped_with_the_reason(tmp_path):

@@ -1,0 +1,149 @@
+"""Markdown tables of comparisons, and the page that holds everything measured on one machine."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.cases import WORKS
+from bench.comparison import Comparison, Run, relative_spread
+from bench.results import OK, Result
+
+SUMMARY, FULL = Path("README.md"), Path("bench") / "README.md"  # the documents, in a checkout
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    cell: Callable[[Comparison], str]
+    left: bool = False
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A titled part of a page."""
+
+    title: str
+    note: str
+    body: str
+
+
+def page(run: Run, folder: Path, of_lost: Sequence[Column], chapters: Sequence[Chapter]) -> str:
+    """Everything measured on one machine, losses first; the plots are in `folder`."""
+    lost = [each for each in run.comparisons if each.lost]
+    untimed = [row for row in run.results if row.status != OK]
+    first = [
+        Chapter(
+            f"Lost: {len(lost)} of {len(run.comparisons)} cases",
+            "Another provider is faster, or a budget is missed.",
+            table(lost, of_lost),
+        ),
+        Chapter(
+            "Not timed", "The loss or the gradient is wrong, or the call raised.", why(untimed)
+        ),
+    ]
+    parts = [f"### {run.results[0].machine}, {run.results[0].threads} threads", provenance(run)]
+    for each in [*first, *chapters]:
+        parts += [f"#### {each.title}", *([each.note] if each.note else []), each.body or "None."]
+    parts += [f"![{path.stem}]({folder / path.name})" for path in run.plots]
+    return "\n\n".join(parts)
+
+
+def lost_of(cases: Sequence[Comparison], kind: str) -> str:
+    """How many of these cases are lost, for the project's README."""
+    return (
+        f"In {sum(each.lost for each in cases)} of all {len(cases)} {kind} another provider is "
+        f"faster or a budget is missed; [{FULL}]({FULL}) lists them first, then everything else."
+    )
+
+
+def provenance(run: Run) -> str:
+    """Where the numbers come from, in a line."""
+
+    def all_of(name: str) -> str:
+        return ", ".join(sorted({getattr(row, name) for row in run.results}))
+
+    shares = [row.others_share for row in run.results if row.others_share is not None]
+    quiet = f" Other processes took at most {max(shares):.0%} of the processors." if shares else ""
+    return (
+        f"{all_of('machine')}, {all_of('threads')} threads, {all_of('isa')}; "
+        f"torch {all_of('torch')}, Python {all_of('python')}; "
+        f"torchce_cuda {all_of('package')} at commit {all_of('commit')}, {all_of('date')}.{quiet}"
+    )
+
+
+def table(rows: Sequence[Comparison], columns: Sequence[Column]) -> str:
+    """A Markdown table; nothing if there are no rows."""
+    if not rows:
+        return ""
+    return "\n".join(
+        [
+            _line(column.title for column in columns),
+            _line(":--" if column.left else "--:" for column in columns),
+            *(_line(column.cell(row) for column in columns) for row in rows),
+        ]
+    )
+
+
+def why(untimed: Sequence[Result]) -> str:
+    """A Markdown table of the reasons; nothing if there are no rows."""
+    if not untimed:
+        return ""
+    lines = [
+        "| shape | dtype | work | option | provider | why |",
+        "| :-- | :-- | :-- | :-- | :-- | :-- |",
+    ]
+    for row in untimed:
+        reason = f"{row.status}: {row.detail.replace('|', '/')}"
+        lines.append(
+            _line([row.shape, row.dtype, WORKS[row.work], row.option, f"`{row.provider}`", reason])
+        )
+    return "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def duration(result: Result | None) -> str:
+    """Three digits and a unit."""
+    return "-" if result is None else microseconds(result.median_us)
+
+
+def microseconds(value: float) -> str:
+    """Three digits and a unit."""
+    for limit, unit in ((1e6, "s"), (1e3, "ms")):
+        if value >= limit:
+            return f"{_digits(value / limit)} {unit}"
+    return f"{_digits(value)} µs"
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else f"{_digits(value)}x"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f}"
+
+
+def of(result: Result | None, quantity: Callable[[Result], float], form: str) -> str:
+    return "-" if result is None else format(quantity(result), form)
+
+
+def errors(result: Result | None, names: Sequence[str]) -> str:
+    """The largest errors of these names, where there was something to compare."""
+    if result is None:
+        return "-"
+    values = [getattr(result, f"{name}_error") for name in names]
+    return "; ".join(f"{value:.0e}" for value in values if value is not None)
+
+
+SHAPE = [
+    Column("shape", lambda row: row.case.shape, left=True),
+    Column("size", lambda row: row.case.size, left=True),
+    Column("dtype", lambda row: row.case.dtype, left=True),
+]
+OURS_TIME = Column("ours", lambda row: duration(row.ours))
+SPREAD = Column("IQR, ours", lambda row: of(row.ours, relative_spread, ".0%"))
+BUDGET = Column("budget", lambda row: "; ".join(map(str, row.judged)), left=True)
