@@ -7,6 +7,8 @@
 #pragma once
 
 #include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <numeric>
 #include <tuple>
@@ -100,6 +102,20 @@ class ElementLayout {
   std::vector<size_t> order_;
   std::vector<Entry> operands_;
 };
+
+// A value as a tensor of this dtype can hold it: what an element is compared with.
+inline double as_held(double value, ElementType type) {
+  switch (type) {
+    case ElementType::float32:
+      return static_cast<float>(value);
+    case ElementType::bfloat16:
+      return static_cast<float>(torch::headeronly::BFloat16(static_cast<float>(value)));
+    case ElementType::float16:
+      return static_cast<float>(torch::headeronly::Half(static_cast<float>(value)));
+    default:
+      return value;
+  }
+}
 
 struct ElementArguments {
   double gamma, alpha;
@@ -210,12 +226,15 @@ struct ElementOperators {
       layout.add_input(operand, tensor, element_type(tensor, name));
     };
     add(problem.target, target, "target");
+    problem.ignore_value = as_held(problem.ignore_value, problem.target.type);
     if (weight.has_value()) add(problem.weight, *weight, "weight");
     if (pos_weight.has_value()) add(problem.pos_weight, *pos_weight, "pos_weight");
     add_more(layout);
     if (!layout.describe(problem)) {
       fail("input of shape ", shape_of(logits), " and what is broadcast with it have more than ",
-           kMaxElementDims, " dimensions that do not merge; pass contiguous tensors");
+           kMaxElementDims,
+           " dimensions that do not merge; expand the weights to the shape of input and make "
+           "them contiguous");
     }
   }
 };

@@ -1,5 +1,6 @@
 """`linear_cross_entropy`: the numbers, the autograd contract, and what it costs in GEMMs."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -350,8 +351,8 @@ def test_default_chunk_rows() -> None:
                 rows = chunks.default_chunk_rows(num_rows, row_bytes, on_cpu)
                 assert rows >= 1
                 assert rows == 1 or rows * row_bytes <= most_bytes
-                # rounded up to whole tiles
-                assert rows <= max(num_rows / 8, min(num_rows / share, enough)) + 128
+                bound = max(1, num_rows / 8, min(num_rows / share, enough))
+                assert rows <= math.ceil(bound) + (15 if bound < 1008 else 127)  # rounded up
     assert chunks.default_chunk_rows(4096, 4 * 32000, True) == 512
     assert chunks.default_chunk_rows(8192, 2 * 128256, False) == 4096
     # 4100 rows are not 4096 and a chunk of 4
@@ -455,20 +456,83 @@ def test_tied_weight() -> None:
 
 def test_changed_between_forward_and_backward() -> None:
     """The gradient in the forward pass is that of the values then; a recomputed one is refused."""
+    target = torch.randint(9, (6,))
     for reduction in ("mean", "none"):
         hidden, head, _ = leaves()
-        loss = ce.linear_cross_entropy(hidden, head, torch.randint(9, (6,)), reduction=reduction)
-        expected = grads_of(loss.sum(), hidden, head, retain_graph=True)
-        loss = ce.linear_cross_entropy(hidden, head, torch.randint(9, (6,)), reduction=reduction)
+        expected = grads_of(F.cross_entropy(F.linear(hidden, head), target), hidden, head)
+        loss = ce.linear_cross_entropy(hidden, head, target, reduction=reduction)
         with torch.no_grad():
             head.mul_(2)
         if reduction == "none":
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 grads_of(loss.sum(), hidden, head)
         else:
-            received = grads_of(loss, hidden, head)
-            assert [x.shape for x in received] == [x.shape for x in expected]
-            assert all(x.isfinite().all() for x in received)
+            for x, y in zip(grads_of(loss, hidden, head), expected, strict=True):
+                torch.testing.assert_close(x, y)
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_under_checkpointing(reduction: str, dtype) -> None:
+    """Which refuses that a saved tensor is unpacked twice."""
+    inputs, target = leaves(dtype=dtype), torch.randint(9, (6,))
+
+    def loss(hidden, head, bias):
+        loss = ce.linear_cross_entropy(
+            hidden * 1, head, target, linear_bias=bias, reduction=reduction
+        )
+        return loss.sum()
+
+    checkpointed = torch.utils.checkpoint.checkpoint(loss, *inputs, use_reentrant=False)
+    for x, y in zip(grads_of(checkpointed, *inputs), grads_of(loss(*inputs), *inputs), strict=True):
+        assert_same_bits(x, y)
+
+
+@REDUCTIONS
+def test_batched_gradients(reduction: str) -> None:
+    inputs, target = leaves(), torch.randint(9, (6,))
+    loss = ce.linear_cross_entropy(inputs[0], inputs[1], target, reduction=reduction)
+    upstreams = torch.randn(3, *loss.shape, dtype=F64)
+    received = grads_of(
+        loss, *inputs[:2], grad_outputs=upstreams, retain_graph=True, is_grads_batched=True
+    )
+    for i, upstream in enumerate(upstreams):
+        expected = grads_of(loss, *inputs[:2], grad_outputs=upstream, retain_graph=True)
+        for x, y in zip(received, expected, strict=True):
+            torch.testing.assert_close(x[i], y)
+
+
+def test_second_derivative_of_a_tied_head() -> None:
+    """The embedding's own path is not counted twice."""
+    weight, tokens = torch.randn(9, 4, dtype=F64, requires_grad=True), torch.randint(9, (6,))
+
+    def by(loss) -> Tensor:
+        hidden = F.embedding(tokens, weight).sin()
+        (grad,) = torch.autograd.grad(loss(hidden, weight), weight, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), weight)[0]
+
+    target = ce.next_token_target(tokens)
+    torch.testing.assert_close(
+        by(lambda hidden, head: ce.linear_cross_entropy(hidden, head, target)),
+        by(lambda hidden, head: F.cross_entropy(F.linear(hidden, head), target)),
+    )
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_second_derivative_in_low_precision(dtype) -> None:
+    problem = make_linear_problem("mean", dtype)
+
+    def second(problem: LinearProblem, loss, cast=None) -> Tensor:
+        hidden, head = (x.detach().requires_grad_() for x in (problem.hidden, problem.head))
+        with torch.autocast("cpu", dtype=dtype, enabled=cast is not None):
+            value = loss(hidden, head, problem.target)
+        (grad,) = torch.autograd.grad(value, hidden, create_graph=True)
+        return torch.autograd.grad(grad.float().square().sum(), head)[0].double()
+
+    exact = second(problem.to(F64), lambda h, w, t: by_reference(h, w, t, linear_bias=None))
+    for given, cast in ((problem, None), (problem.to(F32), dtype)):
+        error = second(given, ce.linear_cross_entropy, cast) - exact
+        assert error.norm() / exact.norm() < 16 * torch.finfo(dtype).eps
 
 
 def test_float16_under_a_loss_scale() -> None:
@@ -487,22 +551,64 @@ def test_float16_under_a_loss_scale() -> None:
 
 
 @pytest.mark.parametrize("low", [BF16, F16], ids=str)
+@pytest.mark.parametrize("hidden_dtype", ["low", F32], ids=str)
 @REDUCTIONS
-def test_autocast(low, reduction: str) -> None:
+def test_autocast(low, hidden_dtype, reduction: str, monkeypatch) -> None:
+    """A float32 head beside hidden states of either dtype; products in the low one."""
+    monkeypatch.setattr(chunks, "_cpu_multiplies", lambda dtype: True)
     problem = make_linear_problem("mean", F32)
+    rows = len(problem.target)
+    hidden = problem.hidden.to(low).to(low if hidden_dtype == "low" else F32)
     problem = replace(
-        problem, grad_loss=torch.randn(len(problem.target) if reduction == "none" else ()).double()
+        problem, hidden=hidden, grad_loss=torch.randn(rows if reduction == "none" else ()).double()
     )
     with torch.autocast("cpu", dtype=low):
         result = ours(problem, reduction=reduction, chunk_rows=16)
     exact = evaluate(by_reference, problem.to(F64), reduction=reduction)
     for name, value in result.items():
-        assert value.dtype == F32
+        assert value.dtype == (hidden.dtype if name == "grad_hidden" else F32)
         error = (value.double() - exact[name]).norm() / exact[name].norm()
         assert error < 4 * torch.finfo(low).eps, name
+        assert error > torch.finfo(low).eps / 50 or name == "loss"  # the products were in `low`
 
 
-def test_autocast_does_not_round_the_gradient(monkeypatch) -> None:
+@pytest.mark.parametrize("given", [F32, F16], ids=str)
+def test_float16_autocast_waits_for_the_loss_scale(products, given) -> None:
+    hidden, head, _ = leaves(dtype=F32)
+    hidden = hidden.to(given)
+    with torch.autocast("cpu", dtype=F16):
+        ce.linear_cross_entropy(hidden, head, torch.randint(9, (6,)))
+    assert [which for which, _ in products] == ["logits"]
+
+
+def test_a_float16_input_waits_for_the_loss_scale_under_bfloat16_autocast(products) -> None:
+    hidden, head, _ = leaves(dtype=F32)
+    with torch.autocast("cpu", dtype=BF16):
+        ce.linear_cross_entropy(hidden.half(), head, torch.randint(9, (6,)))
+    assert [which for which, _ in products] == ["logits"]
+
+
+def test_sums_over_chunks_are_not_rounded(monkeypatch) -> None:
+    """Of a bfloat16 head: 2000 chunks, summed in float32 and in bfloat16; the loss in float64."""
+    monkeypatch.setattr(chunks, "_cpu_multiplies", lambda dtype: True)
+    hidden = torch.rand(2000, 4, dtype=BF16)
+    head = torch.rand(9, 4, dtype=BF16, requires_grad=True)
+    target = torch.randint(9, (2000,))
+    exact = head.detach().double().requires_grad_()
+    truth = F.cross_entropy(F.linear(hidden.double(), exact), target)
+    (expected,) = grads_of(truth, exact)
+    errors = {}
+    for dtype in (None, BF16):
+        loss = ce.linear_cross_entropy(hidden, head, target, chunk_rows=1, accumulate_dtype=dtype)
+        (grad,) = grads_of(loss, head)
+        errors[dtype] = ((grad.double() - expected).norm() / expected.norm()).item()
+    assert errors[None] < 2e-3 < 2e-2 < errors[BF16]
+    hidden, head = hidden.float(), head.detach().float()
+    loss = ce.linear_cross_entropy(hidden, head, target, chunk_rows=1)
+    assert abs(loss.item() / truth.item() - 1) < 2.0**-23
+
+
+def test_autocast_does_not_round_the_sum_over_chunks(monkeypatch) -> None:
     monkeypatch.setattr(chunks, "_cpu_multiplies", lambda dtype: True)
     hidden, head, _ = leaves(dtype=F32)
     with torch.autocast("cpu", dtype=BF16):
@@ -533,7 +639,7 @@ def test_compile(reduction: str, dynamic: bool, backend: str) -> None:
         )
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend=backend)
-    for dtype in (F32, F16):
+    for dtype in (F32, BF16, F16):
         inputs = leaves(dtype=dtype)
         target = torch.tensor([1, 2, -100, 8, 0, 3])
         expected, received = loss(*inputs, target), compiled(*inputs, target)
@@ -545,6 +651,19 @@ def test_compile(reduction: str, dynamic: bool, backend: str) -> None:
             strict=True,
         ):
             torch.testing.assert_close(x, y)
+
+
+def test_a_compiled_gradient_takes_the_upstream_factor_unrounded() -> None:
+    """1.003 in bfloat16 is 1, which would be an error of the whole gradient in one direction."""
+    torch._dynamo.reset()
+    hidden = torch.randn(64, 32, dtype=BF16, requires_grad=True)
+    head = torch.randn(500, 32, dtype=BF16)
+    target = torch.randint(500, (64,))
+    compiled = torch.compile(ce.linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    grads = [grads_of(loss(hidden, head, target), hidden, grad_outputs=torch.tensor(factor))[0]
+             for loss, factor in ((ce.linear_cross_entropy, 1.0), (compiled, 1.003))]  # fmt: skip
+    one, scaled = (grad.double() for grad in grads)
+    assert abs((one * scaled).sum() / one.square().sum() / 1.003 - 1) < 5e-4
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "head", None])
@@ -668,6 +787,15 @@ def test_next_token_target(shape: tuple[int, ...]) -> None:
     assert (target[..., -1:] == -1).all()
 
 
+@pytest.mark.parametrize(
+    ("error", "tokens"),
+    [(ValueError, torch.tensor(1)), (TypeError, torch.rand(3)), (ValueError, torch.ones(3).byte())],
+)
+def test_tokens_without_a_next(error: type[Exception], tokens: Tensor) -> None:
+    with pytest.raises(error, match="tokens|ignore_index is -100"):
+        ce.next_token_target(tokens)
+
+
 # Bad input.
 
 
@@ -719,6 +847,50 @@ def test_bad_input(error: type[Exception], message: str, changed: dict) -> None:
     ce.linear_cross_entropy(**good)
     with pytest.raises(error, match=message):
         ce.linear_cross_entropy(**{**good, **changed})
+
+
+LEARNED_NORMALIZER = torch.tensor(4.0, requires_grad=True)
+SOFT = torch.rand(4, 5, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "changed"),
+    [
+        (IndexError, "Target 77 is out of bounds: row 3", {"target": torch.tensor([0, 1, 2, 77])}),
+        (RuntimeError, "label_smoothing is 2", {"label_smoothing": 2.0}),
+        (ValueError, "gamma is -1", {"gamma": -1.0}),
+        (RuntimeError, r"weight has shape \[1\]", {"weight": torch.ones(1)}),
+        (RuntimeError, "int16", {"target": TARGET.short()}),
+        (RuntimeError, "ignore_index is 3", {"target": SOFT, "ignore_index": 3}),
+        (ValueError, "accumulate_dtype", {"accumulate_dtype": F16}),
+    ],
+)
+def test_bad_input_where_plain_pytorch_computes(error, message: str, changed: dict) -> None:
+    """For a gradient to the normalizer, and inside transforms."""
+    good = {"input": HIDDEN, "linear_weight": HEAD, "target": TARGET}
+    ce.linear_cross_entropy(**good, normalizer=LEARNED_NORMALIZER)
+    with pytest.raises(error, match=message):
+        ce.linear_cross_entropy(**{**good, **changed}, normalizer=LEARNED_NORMALIZER)
+    with pytest.raises(error, match=message):
+        torch.func.grad(lambda x: ce.linear_cross_entropy(**{**good, **changed, "input": x}))(
+            HIDDEN
+        )
+
+
+@pytest.mark.parametrize("name", ["linear_weight", "linear_bias", "target"])
+def test_another_device(name: str) -> None:
+    good = {"input": HIDDEN, "linear_weight": HEAD, "target": TARGET, "linear_bias": HEAD[:, 0]}
+    with pytest.raises(RuntimeError, match=f"{name} is on meta, but input is on cpu"):
+        ce.linear_cross_entropy(**{**good, name: good[name].to("meta")})
+
+
+@pytest.mark.parametrize(("features", "classes"), [(0, 5), (3, 0)])
+def test_no_features_or_classes(features: int, classes: int) -> None:
+    hidden, head = torch.randn(4, features), torch.randn(classes, features)
+    target = torch.full((4,), -100 if classes == 0 else 1)
+    loss = ce.linear_cross_entropy(hidden, head, target, reduction="sum")
+    expected = F.cross_entropy(F.linear(hidden, head), target, reduction="sum")
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -220,6 +220,22 @@ def test_a_planted_mistake_is_found(mistake: str, monkeypatch) -> None:
         check(input, target, weight, also_grad=False, **options)
 
 
+def test_a_wrong_gradient_is_found(monkeypatch) -> None:
+    """One element of two thousand, by 1 %."""
+    input, target = make_inputs()
+    right = ce.sigmoid_focal_loss
+
+    def wrong(input, target, weight, **options):
+        factor = torch.ones_like(input)
+        factor[17, 5] = 1.01
+        return right(input * factor + (1 - factor) * input.detach(), target, **options)
+
+    check(input, target)
+    monkeypatch.setattr(ce, "sigmoid_focal_loss", wrong)
+    with pytest.raises(AssertionError):
+        check(input, target)
+
+
 # Sizes and layouts.
 
 
@@ -303,6 +319,20 @@ def test_ignored_elements(reduction: str, dtype) -> None:
     grad = grad_of(loss.sum(), input)
     assert_same_bits(grad[ignored], torch.zeros(int(ignored.sum())))
     torch.testing.assert_close(grad[~ignored], grad_of(expected.sum(), kept))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_ignored_as_the_target_can_hold_it(dtype) -> None:
+    target = torch.tensor([1, 0, 0.1, 0.1], dtype=dtype)
+    for input_dtype in (F64, dtype):
+        input = torch.randn(4, dtype=input_dtype)
+        loss = ce.sigmoid_focal_loss(input, target, ignore_value=0.1, reduction="none")
+        assert (loss == 0).tolist() == [False, False, True, True]
+
+
+def test_float64_target_makes_it_float64() -> None:
+    input, target = make_inputs(soft=True)
+    assert ce.sigmoid_focal_loss(input, target.double()).dtype == F64
 
 
 def test_all_ignored() -> None:
@@ -464,6 +494,7 @@ BAD = [
     (ValueError, "gamma is nan", {"gamma": NAN}),
     (ValueError, "alpha is 1.5", {"alpha": 1.5}),
     (ValueError, "alpha is nan", {"alpha": NAN}),
+    (ValueError, "ignore_value is nan", {"ignore_value": NAN}),
     (ValueError, "reduction is 'batchmean'", {"reduction": "batchmean"}),
 ]
 
@@ -474,3 +505,20 @@ def test_bad_input(error: type[Exception], message: str, changed: dict) -> None:
     ce.sigmoid_focal_loss(**good)
     with pytest.raises(error, match=message):
         ce.sigmoid_focal_loss(**{**good, **changed})
+    if "input" not in changed and "target" not in changed:  # and where plain PyTorch computes
+        good["target"] = T.clone().requires_grad_()
+        with pytest.raises(error, match=message):
+            ce.sigmoid_focal_loss(**{**good, **changed})
+
+
+def test_targets_outside_the_probabilities() -> None:
+    """With gamma 2 a power like any other, the same on both routes."""
+    input = torch.tensor([5.0, -5.0, 3.0, -3.0], requires_grad=True)
+    target = torch.tensor([1.3, -0.2, 1.3, -0.2])
+    loss = ce.sigmoid_focal_loss(input, target)
+    expected = torchvision_loss(input, target, alpha=-1, reduction="mean")
+    torch.testing.assert_close(loss, expected)
+    (theirs,) = torch.autograd.grad(expected, input)
+    for create_graph in (False, True):
+        (grad,) = torch.autograd.grad(loss, input, retain_graph=True, create_graph=create_graph)
+        torch.testing.assert_close(grad, theirs)

@@ -10,6 +10,7 @@ from .modules import (
     SigmoidFocalLoss,
 )
 from .sigmoid import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from .weights import class_weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "SigmoidFocalLoss",
     "binary_cross_entropy_with_logits",
     "check_targets",
+    "class_weights",
     "cross_entropy",
     "linear_cross_entropy",
     "next_token_target",

@@ -27,12 +27,10 @@ from .arguments import MEAN, NONE
 # with 256, 1.10 with 512, 1.09 with 1024. CUDA: not yet measured; by bytes, 4096 rows cost 6 %.
 _CPU_BOUND = (4, 512, 128 << 20)
 _CUDA_BOUND = (2, 4096, 2 << 30)
-_ROW_MULTIPLE = 128  # of a GEMM's tile
-_SLICE_BYTES = (
-    2 << 20
-)  # of linear_weight or its gradient: a product and its conversion stay in cache
-
-
+_TILE_ROWS = 128  # of a GEMM: chunks of some of them are whole multiples
+# Of linear_weight or of its gradient, in float32, where a dtype is converted on the way: the slice
+# stays in cache. bfloat16, 2048 x 512 x 32000: 1.09 of the bare GEMMs, 1.14 with 8 MiB.
+_SLICE_BYTES = 2 << 20
 # Each row of a chunk begins at a multiple of so many bytes: with a vocabulary like 50257 a GEMM
 # could otherwise neither load rows in vectors nor copy them asynchronously. On a CPU 4096 x 256 x
 # 50257 float32 takes 0.95 of the bare GEMMs' time, and 1.13 without. CUDA: not yet measured.
@@ -43,14 +41,16 @@ def default_chunk_rows(num_rows: int, row_bytes: int, on_cpu: bool) -> int:
     """Rows of logits that are alive at a time, of `row_bytes` each; chunks are of about one size.
 
     An eighth of all rows, or up to 512 where that is at most a quarter of them (on a CUDA device
-    4096, and half of them); in any case at most 128 MiB of logits (2 GiB).
+    4096, and half of them), rounded up to a multiple of 16, or of 128 from 1024 on; in any case at
+    most 128 MiB of logits (2 GiB).
     """
     share, enough, most_bytes = _CPU_BOUND if on_cpu else _CUDA_BOUND
     rows = max(_ceil_div(num_rows, 8), min(_ceil_div(num_rows, share), enough))
     rows = max(1, min(rows, most_bytes // max(row_bytes, 1)))
     rows = _ceil_div(num_rows, _ceil_div(num_rows, rows)) if num_rows > 0 else 1
-    whole_tiles = _ceil_div(rows, _ROW_MULTIPLE) * _ROW_MULTIPLE
-    return whole_tiles if whole_tiles * row_bytes <= most_bytes else rows
+    multiple = _TILE_ROWS if rows >= 8 * _TILE_ROWS else 16
+    rounded = _ceil_div(rows, multiple) * multiple
+    return rounded if rounded * row_bytes <= most_bytes else rows
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -114,22 +114,25 @@ class _WeightGradient:
     """The sum over chunks of ``grad_logits.T @ hidden``: added by the GEMM itself where it can."""
 
     def __init__(self, linear_weight: Tensor, accumulate_dtype: torch.dtype):
-        self.sum = torch.empty(
+        self.total = torch.empty(
             linear_weight.shape, dtype=accumulate_dtype, device=linear_weight.device
         )
-        self.empty = True
+        self.beta = 0  # what is there is kept from the second chunk on
 
     def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
-        beta = 0 if self.empty else 1
-        if self.sum.dtype == hidden.dtype:
-            self.sum.addmm_(grad_logits.t(), hidden, beta=beta)
-        elif hidden.is_cuda and _gemm_adds_wider(hidden.dtype, self.sum.dtype, hidden.device):
-            _addmm_wider_(self.sum, grad_logits.t(), hidden, beta)
+        total = self.total
+        if total.dtype == hidden.dtype:
+            total.addmm_(grad_logits.t(), hidden, beta=self.beta)
+        elif hidden.is_cuda and _gemm_adds_wider(hidden.dtype, total.dtype, hidden.device):
+            _addmm_wider_(total, grad_logits.t(), hidden, self.beta)
         else:
-            for part in _slices(self.sum):
+            for part in _slices(total):
                 product = torch.mm(grad_logits[:, part].t(), hidden)
-                self.sum[part].copy_(product) if self.empty else self.sum[part].add_(product)
-        self.empty = False
+                if self.beta == 0:
+                    total[part] = product
+                else:
+                    total[part] += product
+        self.beta = 1
 
 
 def _slices(matrix: Tensor, whole: bool = False) -> list[slice]:
@@ -140,8 +143,8 @@ def _slices(matrix: Tensor, whole: bool = False) -> list[slice]:
     return [slice(begin, min(begin + step, rows)) for begin in range(0, max(rows, 1), step)]
 
 
-def _addmm_wider_(sum: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
-    torch.ops.aten.addmm.dtype_out(sum, a, b, sum.dtype, beta=beta, alpha=1, out=sum)
+def _addmm_wider_(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
+    torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, beta=beta, alpha=1, out=total)
 
 
 @cache
@@ -171,6 +174,11 @@ def _rows_of_chunks(target: Tensor, ignore_index: int, step: int):
     return [slice(begin, begin + step) for begin in range(0, max(num_rows, 1), step)]
 
 
+def positions_of(target: Tensor) -> tuple[int, ...]:
+    """d1, ..., dk of class indices (N, d1, ...) or probabilities (N, C, d1, ...)."""
+    return target.shape[2:] if target.is_floating_point() else target.shape[1:]
+
+
 def _linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -192,7 +200,7 @@ def _linear_cross_entropy(
     options.update(ignore_index=ignore_index, reduction=reduction)
     dtype = _gemm_dtype(compute_dtype, input.is_cpu)
     num_rows, num_outputs = input.shape[0], linear_weight.shape[0]
-    positions = target.shape[2:] if target.is_floating_point() else target.shape[1:]
+    positions = positions_of(target)
     row_bytes = _ceil_div(num_outputs * dtype.itemsize, _ROW_ALIGNMENT) * _ROW_ALIGNMENT
     if chunk_rows is None:
         chunk_rows = default_chunk_rows(num_rows, row_bytes, input.is_cpu)
@@ -220,7 +228,7 @@ def _linear_cross_entropy(
             hidden = input[rows].to(dtype)
             flat = memory[: hidden.shape[0]]
             projection.logits(hidden, out=flat)
-            logits = flat.view(-1, num_classes, *positions)
+            logits = flat.view(hidden.shape[0], num_classes, *positions)
             if not any(wanted):
                 chunk_loss, _ = _ops.forward(logits, target[rows], weight, normalizer, **options)
             elif grad_loss is None:
@@ -247,7 +255,7 @@ def _linear_cross_entropy(
     return (
         total.to(loss.dtype),
         grad_input,
-        grad_weight.sum.to(linear_weight.dtype),
+        grad_weight.total.to(linear_weight.dtype),
         grad_bias.to(input.dtype if linear_bias is None else linear_bias.dtype),
     )
 
@@ -281,7 +289,7 @@ def _(
     **options,
 ):
     acc_dtype = torch.float64 if compute_dtype == torch.float64 else torch.float32
-    positions = target.shape[2:] if target.is_floating_point() else target.shape[1:]
+    positions = positions_of(target)
     loss_shape = (input.shape[0], *positions) if reduction == NONE else ()
     bias_dtype = input.dtype if linear_bias is None else linear_bias.dtype
     return (

@@ -83,6 +83,7 @@ def cross_entropy(
         input = input.double()
 
     if runs_composition(input, (target, weight, normalizer)):
+        check_composition(input.shape, input.dtype, target, weight, options)
         return composition(input, target, weight, normalizer, options)
     if not (input.requires_grad and torch.is_grad_enabled()):
         return _ops.forward(input, target, weight, normalizer, **options)[0]
@@ -154,7 +155,8 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _is_one(grad_loss: Tensor) -> bool:
-    return type(grad_loss) is Tensor and grad_loss.item() == 1.0  # a fake tensor has no value
+    # a fake tensor has no value, a batched one has several
+    return type(grad_loss) is Tensor and not is_batched(grad_loss) and grad_loss.item() == 1.0
 
 
 def _gradient_may_be_early(input, options) -> bool:
@@ -254,6 +256,40 @@ def runs_composition(input, others) -> bool:
         if other is not None and other.requires_grad:
             return torch.is_grad_enabled()
     return False
+
+
+def check_composition(shape, dtype, target, weight, options) -> None:
+    """The operators' own checks, for arguments that no operator gets to see.
+
+    They look at stand-ins without data. But class indices are looked at where they can be: on the
+    CPU, and not inside a transform.
+    """
+    if torch.compiler.is_compiling() or 0 in shape:
+        return
+
+    def stand_in(tensor):
+        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+
+    seen = target
+    while torch._C._functorch.is_gradtrackingtensor(seen):
+        seen = torch._C._functorch.get_unwrapped(seen)
+    visible = seen.is_cpu and not seen.is_floating_point() and not is_batched(seen)
+    with torch.no_grad():
+        _ops.divisor(
+            torch.zeros((), dtype=dtype).expand(shape),
+            seen if visible else stand_in(target),
+            None if weight is None else stand_in(weight),
+            None,
+            **options,
+        )
+
+
+def is_batched(tensor) -> bool:
+    """Whether a transform, or is_grads_batched, has put several tensors in the place of one."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(
+        tensor
+    )
 
 
 def composition(input, target, weight, normalizer, options) -> Tensor:

@@ -5,13 +5,15 @@ One call goes through `linear_cross_entropy` -> `_LinearCrossEntropy` ->
 `cross_entropy` chunk by chunk. Where that function takes the composition, this one does too.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import _ops, arguments, chunks
 from .arguments import NONE
-from .functional import composition, runs_composition
+from .functional import check_composition, composition, is_batched, runs_composition
 
 
 def linear_cross_entropy(
@@ -55,20 +57,23 @@ def linear_cross_entropy(
             `torch.nn.functional.linear_cross_entropy`.
         chunk_rows: rows of logits that are alive at a time, at least 1. By default an eighth of
             the rows, or up to 512 where that is at most a quarter of them (on a CUDA device 4096,
-            half of them), and never more than 128 MiB of logits (2 GiB).
+            half of them), rounded up to a multiple of 16, and never more than 128 MiB of logits
+            (2 GiB).
         accumulate_dtype: in which `linear_weight`'s gradient is summed over chunks: float32 by
             default (float64 for float64), or the dtype of `linear_weight`, which saves memory.
 
     Returns:
         The loss, 0-d or with the shape of the rows: float64 for float64 input, else float32. Under
-        autocast the products are made in its dtype, and gradients are not rounded to it.
+        autocast the products are made in its dtype; a float32 head's gradient is the float32 sum
+        over chunks, not rounded again.
 
     Note:
         Input, head and bias may need a gradient or not; a tied head (an embedding's weight) is
-        passed as it is. A second backward (``retain_graph=True``) computes everything again. Second
-        derivatives, `torch.func` transforms, and gradients to `weight`, probabilities or
-        `normalizer` take the composition of `torch.nn.functional.linear` and plain PyTorch, with
-        its memory. Probabilities of float64 make the whole computation float64.
+        passed as it is. Gradients made in the forward pass are those of the values then, whatever
+        is written into them before backward. A second backward (``retain_graph=True``) computes
+        everything again. Second derivatives, `torch.func` transforms, and gradients to `weight`,
+        probabilities or `normalizer` take the composition of `torch.nn.functional.linear` and plain
+        PyTorch, with its memory. Probabilities of float64 make the whole computation float64.
 
         A causal language model predicts the next token: see `next_token_target`.
 
@@ -101,25 +106,27 @@ def linear_cross_entropy(
     compute_dtype = _compute_dtype(input, linear_weight, linear_bias)
 
     num_classes, *positions = linear_weight.shape[:-1]
-    if target.is_floating_point():
-        target = target.reshape(-1, num_classes, *positions)
-    else:
-        target = target.reshape(-1, *positions)
-    # Flat before autograd sees them, so that their gradients take the shape of the originals.
-    input = input.reshape(-1, input.shape[-1])
-    linear_weight = linear_weight.reshape(-1, linear_weight.shape[-1])
-    linear_bias = None if linear_bias is None else linear_bias.reshape(-1)
+    rows = math.prod(input.shape[:-1])
+    probabilities = target.is_floating_point()
+    target = target.reshape(rows, *([num_classes] if probabilities else []), *positions)
+    # Flat before autograd sees them, so that their gradients take the shape of the originals. And
+    # views: a derivative by a tied embedding itself would count the path through it twice.
+    outputs, features = math.prod(linear_weight.shape[:-1]), linear_weight.shape[-1]
+    input = input.reshape(rows, features)
+    linear_weight = linear_weight.reshape(outputs, features)
+    linear_bias = None if linear_bias is None else linear_bias.reshape(outputs)
 
     inputs, others = (input, linear_weight, linear_bias), (target, weight, normalizer, options)
+    plan = {
+        "num_classes": num_classes,
+        "compute_dtype": compute_dtype,
+        "accumulate_dtype": _accumulate_dtype(accumulate_dtype, linear_weight, compute_dtype),
+        "chunk_rows": chunk_rows,
+    }
     if runs_composition(input, (target, weight, normalizer)):
+        check_composition((rows, num_classes, *positions), compute_dtype, target, weight, options)
         loss = _composition(inputs, others, num_classes)
     else:
-        plan = {
-            "num_classes": num_classes,
-            "compute_dtype": compute_dtype,
-            "accumulate_dtype": _accumulate_dtype(accumulate_dtype, linear_weight, compute_dtype),
-            "chunk_rows": chunk_rows,
-        }
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
             loss = _LinearCrossEntropy.apply(*inputs, others, plan)
         else:
@@ -138,6 +145,11 @@ def next_token_target(tokens: Tensor, ignore_index: int = -100) -> Tensor:
     arguments.check_tensor("tokens", tokens)
     if tokens.dim() == 0:
         raise ValueError("tokens is a scalar, but must be of shape (..., T)")
+    if tokens.is_floating_point():
+        raise TypeError(f"tokens has dtype {tokens.dtype}, but must hold class indices")
+    limits = torch.iinfo(tokens.dtype)
+    if not limits.min <= ignore_index <= limits.max:
+        raise ValueError(f"ignore_index is {ignore_index}, which {tokens.dtype} cannot hold")
     return F.pad(tokens[..., 1:], (0, min(tokens.shape[-1], 1)), value=ignore_index)
 
 
@@ -166,17 +178,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss):
         wanted = _wanted(ctx)
         grads, ctx.grads = ctx.grads, None
-        if grads is not None and not torch.is_grad_enabled():
+        if grads is not None and not torch.is_grad_enabled() and not is_batched(grad_loss):
             for grad, wants in zip(grads, wanted, strict=True):
                 if wants:
                     _ops.scale_(grad.view(-1), grad_loss)
             return *_only(grads, wanted), None, None
-        inputs, others = ctx.saved_tensors[:3], (*ctx.saved_tensors[3:6], ctx.options)
-        if torch.compiler.is_compiling():
-            grads = [grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors[6:]] or None
-        elif torch.is_grad_enabled():
-            return *_differentiable_grads(inputs, others, grad_loss, wanted, ctx.plan), None, None
-        if grads is None:
+        saved = ctx.saved_tensors  # once: hooks may make each access a copy, or refuse a second
+        inputs, others, kept = saved[:3], (*saved[3:6], ctx.options), saved[6:] or grads
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = _differentiable_grads(inputs, others, grad_loss, wanted, ctx.plan)
+        elif kept:
+            grads = [(grad.to(grad_loss.dtype) * grad_loss).to(grad.dtype) for grad in kept]
+        else:
             _, *grads = _run(inputs, others, grad_loss, wanted, ctx.plan)
         return *_only(grads, wanted), None, None
 
@@ -203,9 +216,8 @@ def _gradients_may_be_early(input, linear_weight, plan, options) -> bool:
 
 def _composition(inputs, others, num_classes) -> Tensor:
     target, *rest = others
-    positions = target.shape[2:] if target.is_floating_point() else target.shape[1:]
-    logits = F.linear(*inputs).reshape(-1, num_classes, *positions)
-    return composition(logits, target, *rest)
+    shape = (target.shape[0], num_classes, *chunks.positions_of(target))
+    return composition(F.linear(*inputs).reshape(shape), target, *rest)
 
 
 def _differentiable_grads(inputs, others, grad_loss, wanted, plan):
@@ -219,6 +231,10 @@ def _differentiable_grads(inputs, others, grad_loss, wanted, plan):
 
 def _check_shapes(input, linear_weight, target, linear_bias) -> tuple[int, ...]:
     """The shape of the loss row by row."""
+    others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target}
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(f"{name} is on {tensor.device}, but input is on {input.device}")
     if input.dim() < 1:
         raise RuntimeError("input is a scalar, but must be of shape (D), (N, D) or (..., D)")
     if linear_weight.dim() < 2:

@@ -80,7 +80,8 @@ class LinearCrossEntropyLoss(_RowLoss):
     """`linear_cross_entropy` as a module: holds the loss's options, and not the head.
 
     The head stays where it is, with one owner and one entry in a state_dict: an `nn.Linear`, or the
-    embedding that it is tied to. Both are passed at the call::
+    embedding that it is tied to (`torch.nn.LinearCrossEntropyLoss` owns an `nn.Linear` instead, and
+    has other arguments). It is passed at the call::
 
         loss = LinearCrossEntropyLoss(z_loss=1e-4)
         loss(hidden, head.weight, target, linear_bias=head.bias)
@@ -121,11 +122,8 @@ class LinearCrossEntropyLoss(_RowLoss):
         )
 
 
-class BCEWithLogitsLoss(nn.Module):
-    """`binary_cross_entropy_with_logits` as a module: a drop-in for `torch.nn.BCEWithLogitsLoss`.
-
-    `weight` and `pos_weight` are buffers, the other options plain attributes, read at each call.
-    """
+class _ElementLoss(nn.Module):
+    """The options of an element's loss, plain attributes but for `weight` and `pos_weight`."""
 
     def __init__(
         self,
@@ -151,12 +149,20 @@ class BCEWithLogitsLoss(nn.Module):
             "reduction": self.reduction,
         }
 
+
+class BCEWithLogitsLoss(_ElementLoss):
+    """`binary_cross_entropy_with_logits` as a module: a drop-in for `torch.nn.BCEWithLogitsLoss`.
+
+    `weight` and `pos_weight` are buffers, the other options plain attributes, read at each call;
+    all but `weight` are passed by name.
+    """
+
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return binary_cross_entropy_with_logits(input, target, **self.element_options())
 
 
-class SigmoidFocalLoss(BCEWithLogitsLoss):
-    """`sigmoid_focal_loss` as a module: `BCEWithLogitsLoss` with focal modulation and balance.
+class SigmoidFocalLoss(_ElementLoss):
+    """`sigmoid_focal_loss` as a module, with the options of `BCEWithLogitsLoss`.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
     """

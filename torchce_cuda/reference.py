@@ -117,7 +117,8 @@ def sigmoid_focal_loss(
         wrong = t * torch.sigmoid(-x) + negative * torch.sigmoid(x)
         # The smallest number for 0: the power of 0 has no finite derivative where gamma < 1.
         log_wrong = torch.log(torch.where(wrong == 0, torch.finfo(dtype).tiny, wrong))
-        loss = _unless_zero(torch.exp(gamma * log_wrong), loss)
+        factor = wrong.square() if gamma == 2 else torch.exp(gamma * log_wrong)
+        loss = _unless_zero(factor, loss)
     if alpha is not None and alpha >= 0:
         loss = (alpha * t + (1 - alpha) * negative) * loss
     if weight is not None:
@@ -129,8 +130,8 @@ def sigmoid_focal_loss(
 
 
 def _unless_zero(factor: Tensor, value: Tensor) -> Tensor:
-    """``factor * value``, where a factor of 0 wins over an infinite value."""
-    return factor * torch.where((factor == 0) & value.isinf(), 0.0, value)
+    """``factor * value``, where a factor of 0 wins over whatever the value is."""
+    return factor * torch.where(factor == 0, 0.0, value)
 
 
 def _scale_and_cap(logits: Tensor, scale: float, cap: float | None) -> Tensor:

@@ -41,13 +41,15 @@ def sigmoid_focal_loss(
         gamma: focal modulation, any finite number >= 0; 0 is binary cross entropy.
         pos_weight: factor of the positive part, broadcast to the shape of `input`: one value per
             class where classes come last.
-        ignore_value: elements with this target have loss and gradient exactly 0, and do not count
-            in the mean.
+        ignore_value: elements with this target (as rounded to the target's dtype) have loss and
+            gradient exactly 0, and do not count in the mean.
         reduction: "mean" (over the elements that count), "sum" or "none". torchvision's default is
             "none".
 
     Returns:
-        The loss, 0-d or of the shape of `input`: float64 for float64 input, else float32.
+        The loss, 0-d or of the shape of `input`: float64 where `input` or `target` is float64, else
+        float32, where PyTorch rounds to the dtype of a 16-bit input. An infinite logit that its
+        target agrees with costs 0, where PyTorch's formula gives NaN.
 
     Raises:
         ValueError, RuntimeError, TypeError, NotImplementedError: for bad arguments.
@@ -66,6 +68,8 @@ def sigmoid_focal_loss(
         options["alpha"] = arguments.as_number("alpha", alpha)
     if ignore_value is not None:
         options["ignore_value"] = arguments.as_number("ignore_value", ignore_value)
+        if options["ignore_value"] != options["ignore_value"]:
+            raise ValueError("ignore_value is nan, which equals no target")
     if target.dtype == torch.float64 and input.dtype != torch.float64:
         input = input.double()
     weight = _broadcast("weight", weight, input)
@@ -73,6 +77,9 @@ def sigmoid_focal_loss(
 
     others = (target, weight, pos_weight)
     if runs_composition(input, others):
+        # the operator's checks of options and dtypes, on no elements
+        nothing = torch.empty(0, dtype=input.dtype), torch.empty(0, dtype=target.dtype)
+        _ops.sigmoid_forward(*nothing, **options)
         return _composition(input, others, options)
     if input.requires_grad and torch.is_grad_enabled():
         return _SigmoidFocal.apply(input, others, options)
