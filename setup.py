@@ -38,6 +38,7 @@ CUDA_SOURCES = [
     "csrc/cuda/streaming.cu",
     "csrc/cuda/backward.cu",
     "csrc/cuda/summary.cu",
+    "csrc/cuda/elements.cu",
 ]
 BINDING_SOURCES = ["csrc/bindings.cpp", "csrc/cpu/simd.cpp", "csrc/cuda/plan.cpp"]
 

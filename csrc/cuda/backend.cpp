@@ -87,9 +87,9 @@ LaunchPlan plan_for(const Problem& problem, Direction direction, const Call& cal
   return plan;
 }
 
-std::optional<Tensor> workspace(const Arguments& arguments, int64_t bytes) {
+std::optional<Tensor> workspace(const Tensor& logits, int64_t bytes) {
   if (bytes == 0) return std::nullopt;
-  return empty_beside(arguments.logits, bytes, ScalarType::Byte);
+  return empty_beside(logits, bytes, ScalarType::Byte);
 }
 
 void* data_of(const std::optional<Tensor>& tensor) {
@@ -102,7 +102,7 @@ void run(const Arguments& arguments, const Problem& problem, const LaunchPlan& p
   job.problem = problem;
   job.plan = plan;
   job.target_error = &target_errors().found;
-  const std::optional<Tensor> partials = workspace(arguments, partials_bytes(problem, plan));
+  const std::optional<Tensor> partials = workspace(arguments.logits, partials_bytes(problem, plan));
   job.partials = data_of(partials);
   switch (plan.strategy) {
     case Strategy::resident:
@@ -151,7 +151,7 @@ Summary divisor_of(const Arguments& arguments, const std::optional<Tensor>& norm
 void summarise(const Arguments& arguments, Summary summary, const Call& call) {
   const bool sums_rows = summary.row_loss != nullptr || summary.weigh_targets;
   const std::optional<Tensor> partials =
-      workspace(arguments, sums_rows ? summary_partials_bytes(arguments.problem.rows) : 0);
+      workspace(arguments.logits, sums_rows ? summary_partials_bytes(arguments.problem.rows) : 0);
   summary.partials = data_of(partials);
   check_launch(launch_summary(arguments.problem, summary, call.stream));
 }
@@ -219,6 +219,26 @@ Tensor Backend::divisor(Arguments& arguments, const std::optional<Tensor>& norma
   summary.divisor_out = divisor.mutable_data_ptr();
   summarise(arguments, summary, call);
   return divisor;
+}
+
+void Backend::elements_forward(const Elements& elements, const Tensor& loss,
+                               const Tensor& divisor) {
+  const Call call(elements.logits);
+  ElementSums sums;
+  sums.divisor = divisor.mutable_data_ptr();
+  std::optional<Tensor> partials;
+  if (elements.reduction != Reduction::none) {
+    partials = workspace(elements.logits, element_partials_bytes(elements.problem));
+    sums.loss = loss.mutable_data_ptr();
+    sums.mean = elements.reduction == Reduction::mean;
+    sums.partials = data_of(partials);
+  }
+  check_launch(launch_elements_forward(elements.problem, sums, call.stream));
+}
+
+void Backend::elements_backward(const Elements& elements) {
+  const Call call(elements.logits);
+  check_launch(launch_elements_backward(elements.problem, call.stream));
 }
 
 void Backend::scale(const Tensor& values, DType dtype, const Tensor& factor) {

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../element_problem.h"
 #include "plan.h"
 
 namespace torchce::cuda {
@@ -50,6 +51,22 @@ cudaError_t launch_check_targets(const Problem& problem, TargetError* record, cu
 
 int64_t summary_partials_bytes(int64_t rows);
 cudaError_t launch_summary(const Problem& problem, const Summary& summary, cudaStream_t stream);
+
+// What becomes of the losses of elements.
+struct ElementSums {
+  void* loss = nullptr;     // one Acc: their sum / divisor; null: problem.loss has each of them
+  void* divisor = nullptr;  // one Acc: for the mean, the number of elements that count; else 1
+  bool mean = false;
+  void* partials = nullptr;  // element_partials_bytes(problem), where there is a loss
+};
+
+// One partial sum for each of a number of blocks that does not depend on the device.
+int64_t element_partials_bytes(const ElementProblem& problem);
+// logits, target -> sums, or problem.loss and the divisor 1
+cudaError_t launch_elements_forward(const ElementProblem& problem, const ElementSums& sums,
+                                    cudaStream_t stream);
+// logits, target, grad_loss -> grad
+cudaError_t launch_elements_backward(const ElementProblem& problem, cudaStream_t stream);
 
 // values *= factor (one Acc on the device); nothing is touched for factor 1
 cudaError_t launch_scale(void* values, DType dtype, int64_t count, const void* factor,

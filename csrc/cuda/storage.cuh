@@ -1,4 +1,4 @@
-// Storage types and packets: 16 bytes of a row, moved by one instruction.
+// Storage types and packets: 16 bytes of neighbouring values, moved by one instruction.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,6 +12,11 @@ namespace torchce::cuda {
 
 template <class T>
 using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// What a stored value is in a register: integers, which only operands beside the logits hold, stay
+// what they are.
+template <class T>
+using value_t = std::conditional_t<std::is_integral_v<T>, T, acc_t<T>>;
 
 template <class T>
 constexpr int kPacket = kPacketBytes / static_cast<int>(sizeof(T));
@@ -33,6 +38,9 @@ __device__ __forceinline__ double to_acc(double x) { return x; }
 __device__ __forceinline__ float to_acc(float x) { return x; }
 __device__ __forceinline__ float to_acc(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_acc(__half x) { return __half2float(x); }
+__device__ __forceinline__ int64_t to_acc(int64_t x) { return x; }
+__device__ __forceinline__ int32_t to_acc(int32_t x) { return x; }
+__device__ __forceinline__ uint8_t to_acc(uint8_t x) { return x; }
 
 template <class T>
 __device__ __forceinline__ T from_acc(acc_t<T> x) {
@@ -65,14 +73,16 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
 }
 
 template <class T>
-__device__ __forceinline__ void unpack(uint4 bits, acc_t<T> (&values)[kPacket<T>]) {
+__device__ __forceinline__ void unpack(uint4 bits, value_t<T> (&values)[kPacket<T>]) {
   const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
   for (int i = 0; i < kPacket<T>; ++i) {
     if constexpr (sizeof(T) == 8) {
-      values[i] = bit_cast<double>(uint64_t{words[2 * i + 1]} << 32 | words[2 * i]);
+      values[i] = bit_cast<value_t<T>>(uint64_t{words[2 * i + 1]} << 32 | words[2 * i]);
     } else if constexpr (sizeof(T) == 4) {
-      values[i] = bit_cast<float>(words[i]);
+      values[i] = bit_cast<value_t<T>>(words[i]);
+    } else if constexpr (sizeof(T) == 1) {
+      values[i] = static_cast<T>(words[i / 4] >> i % 4 * 8);
     } else if (i % 2 == 0) {
       const float2 pair = unpack_pair<T>(words[i / 2]);
       values[i] = pair.x;
@@ -97,20 +107,30 @@ __device__ __forceinline__ uint4 pack(const acc_t<T> (&values)[kPacket<T>]) {
   return {words[0], words[1], words[2], words[3]};
 }
 
+// kCount neighbouring values by loads of 16 bytes, or one of 8, whose boundary `source` lies on.
+template <class S, class Acc, int kCount>
+__device__ __forceinline__ void load_packets(const S* source, Acc (&out)[kCount]) {
+  constexpr int kPart = kCount * 2 == kPacket<S> ? kCount : kPacket<S>;
+  static_assert(kCount % kPart == 0);
+#pragma unroll
+  for (int begin = 0; begin < kCount; begin += kPart) {
+    value_t<S> values[kPacket<S>];
+    if constexpr (kPart == kPacket<S>) {
+      unpack<S>(*reinterpret_cast<const uint4*>(source + begin), values);
+    } else {
+      const uint2 half = *reinterpret_cast<const uint2*>(source);
+      unpack<S>({half.x, half.y, 0, 0}, values);
+    }
+#pragma unroll
+    for (int i = 0; i < kPart; ++i) out[begin + i] = static_cast<Acc>(values[i]);
+  }
+}
+
 // kCount neighbouring values, with 16-byte loads where they lie so.
 template <class S, class Acc, int kCount>
 __device__ __forceinline__ void load_values(const S* source, Acc (&out)[kCount]) {
   if constexpr (kCount % kPacket<S> == 0) {
-    if (reinterpret_cast<uintptr_t>(source) % kPacketBytes == 0) {
-#pragma unroll
-      for (int begin = 0; begin < kCount; begin += kPacket<S>) {
-        acc_t<S> values[kPacket<S>];
-        unpack<S>(*reinterpret_cast<const uint4*>(source + begin), values);
-#pragma unroll
-        for (int i = 0; i < kPacket<S>; ++i) out[begin + i] = static_cast<Acc>(values[i]);
-      }
-      return;
-    }
+    if (reinterpret_cast<uintptr_t>(source) % kPacketBytes == 0) return load_packets(source, out);
   }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) out[i] = static_cast<Acc>(to_acc(source[i]));

@@ -8,22 +8,13 @@
 #include "device.cuh"
 #include "row.cuh"
 #include "team.cuh"
+#include "totals.cuh"
 
 namespace torchce::cuda {
 namespace {
 
 constexpr int kThreads = 512;
 constexpr int64_t kBlockRows = 8192;  // 16 rows a thread; not yet measured
-
-struct Totals {
-  double loss = 0, weight = 0;
-};
-
-struct AddTotals {
-  __device__ __forceinline__ Totals operator()(const Totals& a, const Totals& b) const {
-    return {a.loss + b.loss, a.weight + b.weight};
-  }
-};
 
 template <class Acc>
 __device__ Totals sum_rows(const Problem& problem, const Summary& summary, int64_t begin,
@@ -64,11 +55,7 @@ __global__ void __launch_bounds__(kThreads)
   } else if (summary.partials == nullptr) {
     totals = sum_rows<Acc>(problem, summary, 0, problem.rows);
   } else {
-    const int64_t blocks = (problem.rows + kBlockRows - 1) / kBlockRows;
-    const AddTotals add;
-    for (int64_t i = threadIdx.x; i < blocks; i += kThreads) {
-      totals = add(totals, static_cast<const Totals*>(summary.partials)[i]);
-    }
+    totals = sum_partials(summary.partials, (problem.rows + kBlockRows - 1) / kBlockRows);
   }
   totals = block.reduce(totals, AddTotals{});
   if (!block.leads()) return;
@@ -76,10 +63,7 @@ __global__ void __launch_bounds__(kThreads)
                              ? *static_cast<const double*>(summary.normalizer)
                          : summary.weigh_targets ? totals.weight
                                                  : summary.divisor;
-  if (summary.loss != nullptr)
-    *static_cast<Acc*>(summary.loss) = static_cast<Acc>(totals.loss / divisor);
-  if (summary.divisor_out != nullptr)
-    *static_cast<Acc*>(summary.divisor_out) = static_cast<Acc>(divisor);
+  write_quotient<Acc>(totals.loss, divisor, summary.loss, summary.divisor_out);
 }
 
 template <class Acc>

@@ -4,13 +4,14 @@
 
 Reaches each strategy and team (one thread, four lanes, a warp, a block, a cluster, streaming, split
 rows, both reads of a gradient), each dtype and kind of term, rows that begin anywhere, ignored
-rows, and logits of -inf. `--quick` is for the sanitizers: short rows, and few that fill a cluster,
-several segments or a queue.
+rows, and logits of -inf; then what exercise_elements.py has for the sigmoid losses. `--quick` is
+for the sanitizers: short rows, and few that fill a cluster, several segments or a queue.
 """
 
 import sys
 from itertools import product
 
+import exercise_elements
 import torch
 
 import torchce_cuda as ce
@@ -88,6 +89,7 @@ def main() -> None:
         for offset in (0, 1) if len(shape) == 2 else (0,):
             check(shape, dtype, options, offset)
             count += 1
+    count += exercise_elements.exercise(quick)
     print(f"{count} problems agree with float64")
 
 

@@ -35,4 +35,5 @@ TargetErrors& target_errors() {
 
 STABLE_TORCH_LIBRARY_IMPL(torchce, CPU, m) {
   torchce::Operators<torchce::cuda::Backend>::add_to(m);
+  torchce::ElementOperators<torchce::cuda::Backend>::add_to(m);
 }

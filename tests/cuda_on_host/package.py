@@ -6,6 +6,7 @@ build_package(kind)   a folder to put first on PYTHONPATH
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,25 +16,28 @@ from .build import CACHE, HERE, ROOT, build_host_library
 CUDA = ROOT / "csrc" / "cuda"
 SOURCES = [ROOT / "csrc" / "ops.cpp", CUDA / "backend.cpp", CUDA / "plan.cpp"]
 SOURCES += [CUDA / "resident.cu", CUDA / "streaming.cu", CUDA / "backward.cu", CUDA / "summary.cu"]
-SOURCES += [HERE / "ops_on_host.cpp"]
+SOURCES += [CUDA / "elements.cu", HERE / "ops_on_host.cpp"]
 
 
-def build_library(kind: str = "plain") -> Path:
+def build_library(kind: str = "plain", sources: Sequence[Path] = SOURCES) -> Path:
     torch_folder = Path(torch.__file__).parent
     include = torch_folder / "include"
     flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(include)]
     flags += ["-isystem", str(include / "torch" / "csrc" / "api" / "include")]
     flags += ["-isystem", sysconfig.get_path("include")]
     link = [f"-L{torch_folder / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    return build_host_library(SOURCES, kind, flags, link)
+    return build_host_library(sources, kind, flags, link)
 
 
-def build_package(kind: str = "plain") -> Path:
-    folder = CACHE / f"package-{kind}-{sys.implementation.cache_tag}"
+def build_package(
+    kind: str = "plain", sources: Sequence[Path] = SOURCES, name: str = "package"
+) -> Path:
+    """`sources` in the place of the package's own make a package of another name."""
+    folder = CACHE / f"{name}-{kind}-{sys.implementation.cache_tag}"
     package = folder / "torchce_cuda"
     package.mkdir(parents=True, exist_ok=True)
     for source in (ROOT / "torchce_cuda").iterdir():
         if source.suffix in {".py", ".so"} and not source.name.startswith("_ops_library"):
             shutil.copy2(source, package)
-    shutil.copy2(build_library(kind), package / "_ops_library.abi3.so")
+    shutil.copy2(build_library(kind, sources), package / "_ops_library.abi3.so")
     return folder
