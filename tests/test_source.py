@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 CODE = sorted(
     path
-    for folder in ("csrc", "torchce_cuda", "tests", "bench", "demo")
+    for folder in ("csrc", "torchce_cuda", "tests", "bench", "demo", "examples", "docs")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {".h", ".cpp", ".cu", ".cuh", ".py", ".md"}
 )

@@ -1,0 +1,1 @@
+"""Short programs, each about one question; `python -m examples.digits` runs the first."""
