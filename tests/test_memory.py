@@ -1,4 +1,5 @@
-"""Memory beyond inputs and outputs, measured: forward O(rows), backward the gradient, inplace none.
+"""Memory beyond inputs and outputs, measured: forward O(rows), backward the gradient, inplace none;
+of the sigmoid losses forward none.
 
 A process of its own measures (`python tests/test_memory.py`), where freed memory returns to the
 system at once and nothing else runs. The kernel keeps the high-water mark of the resident set.
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SHAPES = {"rows": (256, 32_000), "one row": (1, 8_000_000), "positions": (1, 64, 512, 384)}
+ELEMENTS = (512, 16_384)  # of the sigmoid losses
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # with inplace, two different routes
 OPTIONS = {
     "plain": {},
@@ -104,9 +107,25 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, options: dict) -> dict[s
     return results
 
 
+def measure_sigmoid() -> dict[str, int]:
+    logits, labels = torch.full(ELEMENTS, 0.5), torch.ones(ELEMENTS, dtype=torch.bool)
+    pos_weight = torch.rand(ELEMENTS[1])
+    leaf = logits.clone().requires_grad_()
+
+    def forward(input: Tensor) -> Tensor:
+        return ce.sigmoid_focal_loss(input, labels, alpha=0.25, pos_weight=pos_weight)
+
+    results = {}
+    for _ in range(2):  # once to load code and start threads
+        results["forward"] = growth(lambda: forward(logits))
+        results["forward, recorded"] = growth(lambda: forward(leaf))
+        results["backward"] = growth(partial(torch.autograd.grad, forward(leaf), leaf))
+    return results
+
+
 def main() -> None:
     torch.set_num_threads(2)
-    results = {
+    results = {"sigmoid": measure_sigmoid()} | {
         f"{shape}, {dtype}, {options}": measure(SHAPES[shape], DTYPES[dtype], OPTIONS[options])
         for shape in SHAPES
         for dtype in DTYPES
@@ -140,6 +159,15 @@ def test_peak(shape: str, dtype: str, options: str, measured: dict) -> None:
     assert peak["forward, recorded"] <= allowed
     assert peak["inplace"] <= allowed
     assert logits - SLACK <= peak["backward"] <= logits + allowed
+
+
+@pytest.mark.slow
+def test_peak_of_sigmoid_losses(measured: dict) -> None:
+    """Bool labels and a weight per class are read where they lie."""
+    peak, logits = measured["sigmoid"], 4 * ELEMENTS[0] * ELEMENTS[1]
+    assert peak["forward"] <= SLACK < logits / 4
+    assert peak["forward, recorded"] <= SLACK
+    assert logits - SLACK <= peak["backward"] <= logits + SLACK
 
 
 if __name__ == "__main__":
