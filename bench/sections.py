@@ -89,6 +89,7 @@ def _wait(section: Section, file: BinaryIO) -> tuple[str, str]:
         env={**os.environ, "PYTHONUNBUFFERED": "1", **section.variables},
         cwd=ROOT,
         start_new_session=True,  # its children end with it
+        preexec_fn=_heed_interrupts,
     )
     try:
         code = process.wait(section.seconds - GRACE_SECONDS)
@@ -100,6 +101,11 @@ def _wait(section: Section, file: BinaryIO) -> tuple[str, str]:
     finally:
         _end(process)
     return (DONE, "") if code == 0 else (FAILED, f"exit status {code}")
+
+
+def _heed_interrupts() -> None:
+    """A shell's background job ignores SIGINT, and so would whatever it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -1,6 +1,7 @@
 """The GPU report without a GPU: its sections keep to their time and out of each other's way."""
 
 import json
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ def test_without_an_essential_section_nothing_follows(tmp_path):
     assert (second.status, second.reason) == (SKIPPED, "needs build: failed")
 
 
+@pytest.mark.usefixtures("in_background")
 def test_a_section_is_asked_to_end_and_then_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(sections, "GRACE_SECONDS", 4.0)
     asked = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('summed up')"
@@ -88,6 +90,14 @@ def test_sections_share_a_log_whose_size_is_bounded(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_text() == "first\n2\n"
     run_all(tmp_path, section("c", "print('third')", log="log"))
     assert (tmp_path / "log").read_text() == "rst\n2\nthird\n"[-12:]
+
+
+@pytest.fixture
+def in_background():
+    """Where a shell has SIGINT ignored, here and by all that is started."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
