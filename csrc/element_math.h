@@ -15,10 +15,6 @@ namespace torchce {
 
 enum class Modulation : int32_t { none, square, any };  // gamma = 0, gamma = 2, any other
 
-CE_HD Modulation modulation_of(double gamma) {
-  return gamma == 0 ? Modulation::none : gamma == 2 ? Modulation::square : Modulation::any;
-}
-
 template <class Acc>
 struct ElementOptions {
   Acc gamma = 0;
@@ -30,12 +26,6 @@ template <class Acc>
 struct ElementTerms {
   Acc loss, slope;  // slope = d loss / dx
 };
-
-// coefficient * value, where a coefficient of 0 wins over an infinite value
-template <class Acc>
-CE_HD Acc unless_zero(Acc coefficient, Acc value) {
-  return coefficient == Acc(0) ? Acc(0) : coefficient * value;
-}
 
 template <Modulation kModulation, class Acc>
 CE_HD ElementTerms<Acc> element_terms(Acc x, Acc t, Acc pos_weight,

@@ -1,7 +1,7 @@
 // The operators of the sigmoid losses, once for both backends: check, describe, allocate; a backend
 // computes. It gives
 //
-//   Tensor empty_gradient(logits)                 memory for a gradient
+//   Tensor empty_gradient(logits)                    memory for a gradient
 //   void elements_forward(elements, loss, divisor)   writes both, and elements.problem.loss
 //   void elements_backward(elements)
 #pragma once
@@ -41,7 +41,7 @@ inline ElementType element_type(const Tensor& tensor, const char* name) {
   }
 }
 
-// Collects operands dimension by dimension, then orders and merges the dimensions of all at once.
+// Collects operands, then orders and merges the dimensions of all at once.
 class ElementLayout {
  public:
   explicit ElementLayout(const Tensor& logits)

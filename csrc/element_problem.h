@@ -1,8 +1,8 @@
 // One sigmoid-loss problem as plain data: what the kernels of both backends are given.
 #pragma once
 
+#include "dispatch.h"
 #include "element_math.h"
-#include "problem.h"
 
 namespace torchce {
 
@@ -15,6 +15,30 @@ enum class ElementType : int32_t {
   int32,
   uint8
 };  // the first four are DType's; uint8 also holds bool
+
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+template <class Float64, class Float32, class BFloat16, class Float16, class Fn>
+CE_HD void visit_element_type(ElementType type, Fn&& fn) {
+  switch (type) {
+    case ElementType::int64:
+      return fn(Type<int64_t>{});
+    case ElementType::int32:
+      return fn(Type<int32_t>{});
+    case ElementType::uint8:
+      return fn(Type<uint8_t>{});
+    default:
+      visit_dtype<Float64, Float32, BFloat16, Float16>(static_cast<DType>(type), fn);
+  }
+}
+
+template <class Fn>
+auto visit_modulation(double gamma, Fn&& fn) {
+  if (gamma == 0) return fn(std::integral_constant<Modulation, Modulation::none>{});
+  if (gamma == 2) return fn(std::integral_constant<Modulation, Modulation::square>{});
+  return fn(std::integral_constant<Modulation, Modulation::any>{});
+}
 
 constexpr int kMaxElementDims = 6;
 
@@ -41,7 +65,7 @@ struct ElementProblem {
 
   // backward
   Operand grad_loss;              // Acc, broadcast where it is one value
-  const void* divisor = nullptr;  // of the mean, one Acc; null: 1
+  const void* divisor = nullptr;  // of the mean, one Acc
   Operand grad;                   // logits' dtype
 
   CE_HD int64_t inner_size() const { return size[dims - 1]; }

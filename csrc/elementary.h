@@ -29,6 +29,13 @@ CE_HD To bit_cast(From from) {
   return to;
 }
 
+// coefficient * value, where a coefficient of 0 wins over an infinite value: what the target
+// excludes may have a logit of -inf.
+template <class Acc>
+CE_HD Acc unless_zero(Acc coefficient, Acc value) {
+  return coefficient == Acc(0) ? Acc(0) : coefficient * value;
+}
+
 template <class Acc>
 struct ExpTraits;
 

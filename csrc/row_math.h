@@ -141,13 +141,6 @@ CE_HD FocalTerms<Acc> focal_terms(Acc p, Acc r, Acc gamma) {
   return focal_terms(p, one_minus_exp(r, p), r, gamma);
 }
 
-// q * value, where q = 0 wins over an infinite value: a class that the target excludes may be
-// masked with a -inf logit.
-template <class Acc>
-CE_HD Acc spread_term(Acc q, Acc value) {
-  return q == Acc(0) ? Acc(0) : q * value;
-}
-
 // The spread part of a row after its normaliser is known: sum_j q_j (1-p_j)^gamma r_j  and  sum_j
 // s_j.
 template <class Acc>

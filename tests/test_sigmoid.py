@@ -292,6 +292,15 @@ def test_broadcast(weight: tuple[int, ...]) -> None:
     check(input, target, torch.rand(weight), pos_weight=1 + torch.rand(weight))
 
 
+def test_more_dimensions_than_merge() -> None:
+    """Seven that the weight keeps apart are refused; as a whole tensor the weight is not."""
+    input, target = make_inputs((2,) * 7)
+    weight = torch.rand(2, 1, 2, 1, 2, 1, 2)
+    with pytest.raises(RuntimeError, match="more than 6 dimensions"):
+        ce.sigmoid_focal_loss(input, target, weight)
+    check(input, target, weight.expand(input.shape).contiguous())
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, BF16, F16])
 def test_target_dtypes(dtype) -> None:
     input, target = make_inputs()

@@ -21,8 +21,9 @@ scale_ = torch.ops.torchce.scale_.default
 check_targets = torch.ops.torchce.check_targets.default
 
 
-def _acc_dtype(logits: torch.Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of accumulators and of the loss, where the logits have `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _class_dim(logits: torch.Tensor) -> int:
@@ -55,8 +56,8 @@ def _(
         rows = rows * size
     probabilities = target.dim() == logits.dim()
     planes = 4 if gamma > 0 and (label_smoothing > 0 or probabilities) else 3
-    loss = logits.new_empty(row_shape if reduction == NONE else [], dtype=_acc_dtype(logits))
-    return loss, logits.new_empty([1 + planes * rows], dtype=_acc_dtype(logits))
+    loss = logits.new_empty(row_shape if reduction == NONE else [], dtype=acc_dtype(logits.dtype))
+    return loss, logits.new_empty([1 + planes * rows], dtype=acc_dtype(logits.dtype))
 
 
 @torch.library.register_fake("torchce::cross_entropy_backward")
@@ -71,17 +72,17 @@ def _(grad_loss, logits, target, state, weight=None, **options):
 
 @torch.library.register_fake("torchce::cross_entropy_forward_backward")
 def _(logits, target, weight=None, normalizer=None, **options):
-    return logits.new_empty([], dtype=_acc_dtype(logits)), torch.empty_like(logits)
+    return logits.new_empty([], dtype=acc_dtype(logits.dtype)), torch.empty_like(logits)
 
 
 @torch.library.register_fake("torchce::cross_entropy_forward_backward_")
 def _(logits, target, weight=None, normalizer=None, **options):
-    return logits.new_empty([], dtype=_acc_dtype(logits))
+    return logits.new_empty([], dtype=acc_dtype(logits.dtype))
 
 
 @torch.library.register_fake("torchce::cross_entropy_divisor")
 def _(logits, target, weight=None, normalizer=None, **options):
-    return logits.new_empty([], dtype=_acc_dtype(logits))
+    return logits.new_empty([], dtype=acc_dtype(logits.dtype))
 
 
 @torch.library.register_fake("torchce::sigmoid_focal_forward")
@@ -89,7 +90,7 @@ def _(logits, target, weight=None, pos_weight=None, *, reduction=MEAN, **options
     for name, other in (("target", target), ("weight", weight), ("pos_weight", pos_weight)):
         _check_device(logits, other, name)
     loss_shape = logits.shape if reduction == NONE else []
-    dtype = _acc_dtype(logits)
+    dtype = acc_dtype(logits.dtype)
     return logits.new_empty(loss_shape, dtype=dtype), logits.new_empty([], dtype=dtype)
 
 

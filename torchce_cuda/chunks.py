@@ -23,11 +23,12 @@ from .arguments import MEAN, NONE
 # What a chunk costs beside its GEMMs (6 rows D V operations) does not depend on its rows: reading
 # linear_weight (a CPU's GEMM also packs it anew), and adding to its gradient in `accumulate_dtype`.
 # Enough rows make that small; below, a share of all rows still saves most of the memory.
-# CPU: 2048 x 512 x 32000 float32 takes, as a multiple of the bare GEMMs, 1.37 with 128 rows, 1.19
-# with 256, 1.10 with 512, 1.09 with 1024. CUDA: not yet measured; by bytes, 4096 rows cost 6 %.
+# CPU (two cores, AMD EPYC): 2048 x 512 x 32000 float32 takes, as a multiple of the bare GEMMs, 1.37
+# with 128 rows, 1.19 with 256, 1.10 with 512, 1.09 with 1024. CUDA: not yet measured; by bytes,
+# 4096 rows cost 6 %.
 _CPU_BOUND = (4, 512, 128 << 20)
 _CUDA_BOUND = (2, 4096, 2 << 30)
-_TILE_ROWS = 128  # of a GEMM: chunks of some of them are whole multiples
+_TILE_ROWS = 128  # of a GEMM: chunks of some of them are whole multiples; not measured
 # Of linear_weight or of its gradient, in float32, where a dtype is converted on the way: the slice
 # stays in cache. bfloat16, 2048 x 512 x 32000: 1.09 of the bare GEMMs, 1.14 with 8 MiB.
 _SLICE_BYTES = 2 << 20
@@ -58,8 +59,8 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def _gemm_dtype(dtype: torch.dtype, on_cpu: bool) -> torch.dtype:
-    """The dtype to multiply in: float32 where a CPU only emulates the 16-bit one, 10 to 100 x
-    slower."""
+    """The dtype to multiply in: float32 where a CPU only emulates the 16-bit one, which is slower
+    than float32 by a factor."""
     if not on_cpu or dtype not in (torch.bfloat16, torch.float16):
         return dtype
     return dtype if _cpu_multiplies(dtype) else torch.float32
@@ -288,12 +289,11 @@ def _(
     reduction=MEAN,
     **options,
 ):
-    acc_dtype = torch.float64 if compute_dtype == torch.float64 else torch.float32
     positions = positions_of(target)
     loss_shape = (input.shape[0], *positions) if reduction == NONE else ()
     bias_dtype = input.dtype if linear_bias is None else linear_bias.dtype
     return (
-        input.new_empty(loss_shape, dtype=acc_dtype),
+        input.new_empty(loss_shape, dtype=_ops.acc_dtype(compute_dtype)),
         input.new_empty(input.shape if wanted[0] else 0),
         linear_weight.new_empty(linear_weight.shape if wanted[1] else (0, 0)),
         input.new_empty(linear_weight.shape[0] if wanted[2] else 0, dtype=bias_dtype),

@@ -126,11 +126,10 @@ def linear_cross_entropy(
     if runs_composition(input, (target, weight, normalizer)):
         check_composition((rows, num_classes, *positions), compute_dtype, target, weight, options)
         loss = _composition(inputs, others, num_classes)
+    elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        loss = _LinearCrossEntropy.apply(*inputs, others, plan)
     else:
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-            loss = _LinearCrossEntropy.apply(*inputs, others, plan)
-        else:
-            loss, *_ = _run(inputs, others, None, [False] * 3, plan)
+        loss, *_ = _run(inputs, others, None, [False] * 3, plan)
     return loss.reshape(row_shape) if reduction == "none" else loss
 
 
@@ -287,7 +286,7 @@ def _compute_dtype(input, linear_weight, linear_bias) -> torch.dtype:
 
 
 def _accumulate_dtype(given, linear_weight, compute_dtype) -> torch.dtype:
-    default = torch.float64 if compute_dtype == torch.float64 else torch.float32
+    default = _ops.acc_dtype(compute_dtype)
     if given is None:
         return default
     allowed = {default, linear_weight.dtype}

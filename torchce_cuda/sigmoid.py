@@ -6,6 +6,8 @@ transforms, forward mode, second derivatives, gradients to anything but the logi
 do too.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ def sigmoid_focal_loss(
         options["alpha"] = arguments.as_number("alpha", alpha)
     if ignore_value is not None:
         options["ignore_value"] = arguments.as_number("ignore_value", ignore_value)
-        if options["ignore_value"] != options["ignore_value"]:
+        if math.isnan(options["ignore_value"]):
             raise ValueError("ignore_value is nan, which equals no target")
     if target.dtype == torch.float64 and input.dtype != torch.float64:
         input = input.double()

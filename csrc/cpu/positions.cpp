@@ -223,7 +223,7 @@ class Positions {
           for (int lane = 0; lane < padded; ++lane) {
             const Acc q = grid.q[c][lane];
             spread_weight[lane] += q;
-            spread_gap[lane] += spread_term(q, reference[lane] - grid.z[c][lane]);
+            spread_gap[lane] += unless_zero(q, reference[lane] - grid.z[c][lane]);
           }
         }
       }
@@ -299,7 +299,7 @@ class Positions {
           const Acc q = block.target[lane] == index ? Acc(0) : given;
           const Acc r = norms.log_sum[lane] + (norms.max[lane] - grid.z[c][lane]);
           const FocalTerms<Acc> terms = focal_terms(exp_nonpos(-r), r, gamma);
-          loss[lane] += spread_term(q, terms.loss);
+          loss[lane] += unless_zero(q, terms.loss);
           slope[lane] += q * terms.slope;
         }
       }

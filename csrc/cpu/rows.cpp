@@ -210,7 +210,7 @@ class Rows {
       if (part.holds(target)) {
         const Acc target_q = smoothing_.each * weight_of<Acc>(problem_, target);
         sums.row.spread_weight += target_q;
-        sums.row.spread_gap += spread_term(target_q, target_gap);
+        sums.row.spread_gap += unless_zero(target_q, target_gap);
       }
     }
     return sums;

@@ -190,12 +190,12 @@ void spread_sums(const Acc* z, const Spread<Acc>& spread, int padded, Acc refere
       for (int64_t block = 0; block < padded; block += kLanes) {
         prefetch_block(next + block);
         if constexpr (!kSame) prefetch_block(spread.values + kTile + block);
-        // apart from the exponentials: with the select of spread_term among them nothing is
+        // apart from the exponentials: with the select of unless_zero among them nothing is
         // vectorised
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           const Acc q_i = q(block + lane);
           if constexpr (!kSame) weight[lane] += q_i;
-          gap[lane] += spread_term(q_i, reference - z[block + lane]);
+          gap[lane] += unless_zero(q_i, reference - z[block + lane]);
         }
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           const Acc exponent = clamp_exponent(z[block + lane] - reference);
@@ -258,7 +258,7 @@ SpreadTerms<Acc> focal_spread_sums(const Acc* z, const Acc* q, int padded, Acc m
           const int64_t i = block + lane;
           const Acc r = log_sum + (max - z[i]);
           const FocalTerms<Acc> terms = focal(exp_nonpos(-r), r);
-          loss[lane] += spread_term(q[i], terms.loss);
+          loss[lane] += unless_zero(q[i], terms.loss);
           slope[lane] += q[i] * terms.slope;
         }
       }

@@ -163,8 +163,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, 4>)
     elements_backward_kernel(const __grid_constant__ ElementWork<T> work) {
   using Acc = acc_t<T>;
   const ElementProblem& problem = work.problem;
-  const Acc divisor =
-      problem.divisor == nullptr ? Acc(1) : *static_cast<const Acc*>(problem.divisor);
+  const Acc divisor = *static_cast<const Acc*>(problem.divisor);
   const Acc upstream = (work.one_upstream ? read_first<Acc>(problem.grad_loss) : Acc(1)) / divisor;
   for_each_chunk(work, [&](const auto& chunk) {
     Acc values[kElements<T>];
@@ -182,16 +181,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, 4>)
 // Calls fn(type, modulation) with what a problem asks for as types.
 template <class Fn>
 cudaError_t visit_elements(const ElementProblem& problem, const Fn& fn) {
-  using std::integral_constant;
   return visit_storage(problem.dtype, [&](auto type) {
-    switch (modulation_of(problem.gamma)) {
-      case Modulation::none:
-        return fn(type, integral_constant<Modulation, Modulation::none>{});
-      case Modulation::square:
-        return fn(type, integral_constant<Modulation, Modulation::square>{});
-      default:
-        return fn(type, integral_constant<Modulation, Modulation::any>{});
-    }
+    return visit_modulation(problem.gamma, [&](auto modulation) { return fn(type, modulation); });
   });
 }
 

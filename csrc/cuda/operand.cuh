@@ -16,16 +16,7 @@ namespace torchce::cuda {
 
 template <class Fn>
 __device__ __forceinline__ void visit_element(ElementType type, const Fn& fn) {
-  switch (type) {
-    case ElementType::int64:
-      return fn(Type<int64_t>{});
-    case ElementType::int32:
-      return fn(Type<int32_t>{});
-    case ElementType::uint8:
-      return fn(Type<uint8_t>{});
-    default:
-      visit_storage(static_cast<DType>(type), fn);
-  }
+  visit_element_type<double, float, __nv_bfloat16, __half>(type, fn);
 }
 
 template <class Acc>

@@ -166,7 +166,7 @@ struct Spread {
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
       sums.spread_weight += q[i];
-      sums.spread_gap += spread_term(q[i], reference - z[i]);
+      sums.spread_gap += unless_zero(q[i], reference - z[i]);
     }
   }
 
@@ -289,7 +289,7 @@ struct Row {
     for (int i = 0; i < kPacket<T>; ++i) {
       const Acc r = norm.log_sum + (norm.max - z[i]);
       const FocalTerms<Acc> focal = focal_terms(exp_nonpos(-r), r, work.gamma);
-      sums.loss += spread_term(q[i], focal.loss);
+      sums.loss += unless_zero(q[i], focal.loss);
       sums.slope += q[i] * focal.slope;
     }
   }
