@@ -1,4 +1,4 @@
-"""The 100 % of a measurement, timed in the same rounds: what no implementation can do without."""
+"""The 100 % of a measurement, timed in the same rounds: the bare work, into memory that exists."""
 
 import torch
 
