@@ -159,7 +159,8 @@ CE_HD SpreadTerms<Acc> plain_spread(const RowSums<Acc>& sums, const RowNorm<Acc>
 //   (1 - p)^gamma r = sum_k c_k p^k r     f(p) = sum_k c_k p^k (1 - k r)
 //   c_k = (-1)^k (gamma over k)
 // The sums of q p^k and q p^k r are known up to a factor before the normaliser is: no second look
-// at the row. For gamma = 1 and the usual 2 the series ends with its second power.
+// at the row. For gamma = 1 and the usual 2 the series ends with its second power. The likeliest
+// classes take the exact terms: of all others p <= 1/2.
 constexpr int kFocalDegree = 4;
 
 template <class Acc>
@@ -173,13 +174,22 @@ struct FocalSeries {
     degree = c[3] == Acc(0) ? 2 : kFocalDegree;
   }
 
-  // Whether it serves classes as likely as p = exp(-r) and less: the sum is not the small
-  // difference of large terms, and the first term left out is below its rounding.
+  // Whether it serves every class but the likeliest, which has p = exp(-r): the sum is not the
+  // small difference of large terms, and the first term left out is below its rounding. At p <= 1/2
+  // the whole polynomial for gamma = 2 is at least a quarter of its largest term.
   CE_HD bool serves(Acc p, Acc r) const {
+    if (degree == 2) return true;
     Acc rest = c[degree + 1] * (Acc(1) + Acc(degree + 1) * r);
     for (int k = 0; k <= degree; ++k) rest *= p;
     const Acc tolerance = Acc(1) / (int64_t{4} << ExpTraits<Acc>::kMantissa);
     return (Acc(1) + gamma) * p <= Acc(0.5) && rest <= tolerance && -rest <= tolerance;
+  }
+
+  // The terms themselves; at the usual gamma = 2 the power is a factor.
+  CE_HD FocalTerms<Acc> exact(Acc p, Acc r) const {
+    const Acc one_minus_p = one_minus_exp(r, p);
+    return gamma == Acc(2) ? focal_terms(one_minus_p, p, one_minus_p, r, gamma)
+                           : focal_terms(p, one_minus_p, r, gamma);
   }
 
   // f(p), of a degree that the compiler knows
@@ -195,17 +205,22 @@ struct FocalSeries {
 };
 
 // What a pass over logits leaves behind for the series, beside its RowSums, with e_j = exp(z_j -
-// max): power[k - 1] = sum q_j e_j^k  and  times_gap[k - 1] = sum q_j e_j^k (max - z_j).
+// max): power[k - 1] = sum q_j e_j^k  and  times_gap[k - 1] = sum q_j e_j^k (max - z_j). Classes at
+// the maximum are not in them, nor in spread_weight, but in `top` = sum q_j.
 template <class Acc>
 struct FocalSums {
-  Acc power[kFocalDegree] = {}, times_gap[kFocalDegree] = {};
+  Acc power[kFocalDegree] = {}, times_gap[kFocalDegree] = {}, top = 0;
 };
 
-// The spread part of such a pass, where r (finite) is that of its likeliest class and p = exp(-r).
+// The spread part of such a pass, where r (finite) is that of its likeliest classes and p =
+// exp(-r).
 template <class Acc>
 CE_HD SpreadTerms<Acc> focal_spread(const RowSums<Acc>& sums, const FocalSums<Acc>& focal, Acc p,
                                     Acc r, const FocalSeries<Acc>& series) {
+  const FocalTerms<Acc> top = series.exact(p, r);
   SpreadTerms<Acc> out{std::fma(sums.spread_weight, r, sums.spread_gap), sums.spread_weight};
+  out.loss += focal.top * top.loss;
+  out.slope += focal.top * top.slope;
   Acc factor = 1;
   for (int k = 1; k <= series.degree; ++k) {
     factor *= p;

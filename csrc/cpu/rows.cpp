@@ -37,11 +37,6 @@ class Rows {
   // 0.53).
   static constexpr bool kMayBeDirect = !std::is_same_v<T, Float16>;
 
-  struct TileSums {
-    RowSums<Acc> row;
-    FocalSums<Acc> focal;  // of a focal spread
-  };
-
  public:
   explicit Rows(const Problem& problem)
       : problem_(problem),
@@ -50,7 +45,8 @@ class Rows {
         softcap_(Acc(problem.options.logit_softcap)),
         series_(Acc(problem.options.gamma)),
         spread_lies_ready_(problem.target_kind != TargetKind::probabilities ||
-                           (problem.probabilities.dtype == kAccDType &&
+                           ((problem.probabilities.dtype == kAccDType ||
+                             problem.probabilities.dtype == problem.logits.dtype) &&
                             problem.probabilities.layout.class_stride == 1 &&
                             problem.weight == nullptr)),
         direct_(kMayBeDirect && scale_ == Acc(1) && softcap_ == Acc(0) &&
@@ -61,7 +57,7 @@ class Rows {
   void forward() const {
     if (problem_.rows >= kFewRows || tiles_ == 1) {
       parallel_for(problem_.rows, row_grain(), [this](int64_t begin, int64_t end) {
-        std::vector<TileSums> sums(static_cast<size_t>(tiles_));
+        std::vector<TileSums<Acc>> sums(static_cast<size_t>(tiles_));
         for (int64_t row = begin; row < end; ++row) forward_row(row, sums.data());
       });
     } else {
@@ -80,7 +76,7 @@ class Rows {
   void forward_backward() const {
     if (problem_.rows >= kFewRows || tiles_ == 1) {
       parallel_for(problem_.rows, row_grain(), [this](int64_t begin, int64_t end) {
-        std::vector<TileSums> sums(static_cast<size_t>(tiles_));
+        std::vector<TileSums<Acc>> sums(static_cast<size_t>(tiles_));
         for (int64_t row = begin; row < end; ++row) {
           forward_row(row, sums.data());
           for (int64_t tile = 0; tile < tiles_; ++tile) backward_tile(row, tile);
@@ -133,41 +129,34 @@ class Rows {
   }
 
   // The spread as it lies in memory, where it does so.
-  Spread<Acc> ready_spread(int64_t row, Span span) const {
+  Spread<T> ready_spread(int64_t row, Span span) const {
     if (problem_.target_kind == TargetKind::probabilities) {
       const Strided& source = problem_.probabilities;
-      const Acc* values = static_cast<const Acc*>(source.data) + source.layout.offset(row);
-      return {values + span.begin, smoothing_.kept, smoothing_.each};
-    }
-    if (problem_.weight == nullptr) return {nullptr, Acc(0), smoothing_.each};
-    return {static_cast<const Acc*>(problem_.weight) + span.begin, smoothing_.each, Acc(0)};
-  }
-
-  // The spread of a tile, readable up to its padded size, and 0 at the class `without`; `buffer`
-  // holds it where memory does not.
-  Spread<Acc> spread(int64_t row, Span span, int64_t without, Acc* buffer) const {
-    if (span.size % kLanes == 0 && !span.holds(without)) {
-      if (spread_lies_ready_) return ready_spread(row, span);
-      if (problem_.weight == nullptr) {
-        load_probabilities(row, span, buffer);
-        return {buffer, smoothing_.kept, smoothing_.each};
+      const int64_t at = source.layout.offset(row) + span.begin;
+      if (source.dtype == kAccDType) {
+        return {static_cast<const Acc*>(source.data) + at, nullptr, smoothing_.kept,
+                smoothing_.each};
       }
+      return {nullptr, static_cast<const T*>(source.data) + at, smoothing_.kept, smoothing_.each};
     }
-    load_spread(row, span, without, buffer);
-    return {buffer, Acc(1), Acc(0)};
+    if (problem_.weight == nullptr) return {nullptr, nullptr, Acc(0), smoothing_.each};
+    const Acc* weight = static_cast<const Acc*>(problem_.weight);
+    return {weight + span.begin, nullptr, smoothing_.each, Acc(0)};
   }
 
-  void load_spread(int64_t row, Span span, int64_t without, Acc* q) const {
-    if (spread_lies_ready_) {
-      fill_spread(ready_spread(row, span), span.size, q);
-    } else {
-      const Acc* weight = static_cast<const Acc*>(problem_.weight);
-      load_probabilities(row, span, q);
-      probability_spread(q, span.size, smoothing_.kept, smoothing_.each,
-                         weight == nullptr ? nullptr : weight + span.begin);
-    }
-    pad(q, span.size, Acc(0));
-    if (span.holds(without)) q[without - span.begin] = Acc(0);
+  // The spread of a tile, in `buffer` where memory does not hold it.
+  Spread<T> spread(int64_t row, Span span, Acc* buffer) const {
+    if (spread_lies_ready_) return ready_spread(row, span);
+    load_spread(row, span, buffer);
+    return {buffer, nullptr, Acc(1), Acc(0)};
+  }
+
+  void load_spread(int64_t row, Span span, Acc* q) const {
+    if (spread_lies_ready_) return fill_spread(ready_spread(row, span), 0, span.size, q);
+    const Acc* weight = static_cast<const Acc*>(problem_.weight);
+    load_probabilities(row, span, q);
+    probability_spread(q, span.size, smoothing_.kept, smoothing_.each,
+                       weight == nullptr ? nullptr : weight + span.begin);
   }
 
   void load_probabilities(int64_t row, Span span, Acc* q) const {
@@ -181,32 +170,26 @@ class Rows {
 
   // Sums over one tile without the target class, which only the spread of a loss that is not focal
   // counts.
-  TileSums sum_tile(int64_t row, int64_t target, int64_t index) const {
+  TileSums<Acc> sum_tile(int64_t row, int64_t target, int64_t index) const {
     Tile<Acc> tile;
     const Span part = span(index);
-    TileSums sums;
+    TileSums<Acc> sums;
     const int padded = load_logits(row, part, tile.z);
     sums.row.max = max_of(tile.z, padded);
     const Acc reference = sums.row.max == -Acc(INFINITY) ? Acc(0) : sums.row.max;
     const T* next = logits(row, part) + kTile;
-    Acc target_gap = 0;
-    if (part.holds(target)) {
-      Acc& z = tile.z[target - part.begin];
-      target_gap = reference - z;
-      z = -Acc(INFINITY);
-    }
     if (!problem_.has_spread()) {
+      if (part.holds(target)) tile.z[target - part.begin] = -Acc(INFINITY);
       sums.row.sum = exp_sum(tile.z, padded, reference, next);
       return sums;
     }
-    const Spread<Acc> q = spread(row, part, target, tile.q);
     if (problem_.has_focal_spread()) {
       with_degree(series_, [&](auto degree) {
-        spread_sums<decltype(degree)::value>(tile.z, q, padded, reference, next, sums.row,
-                                             sums.focal);
+        sum_spread<decltype(degree)::value>(row, target, part, tile, reference, next, sums);
       });
     } else {
-      spread_sums<0>(tile.z, q, padded, reference, next, sums.row, sums.focal);
+      const Acc target_gap = part.holds(target) ? reference - tile.z[target - part.begin] : Acc(0);
+      sum_spread<0>(row, target, part, tile, reference, next, sums);
       if (part.holds(target)) {
         const Acc target_q = smoothing_.each * weight_of<Acc>(problem_, target);
         sums.row.spread_weight += target_q;
@@ -216,9 +199,31 @@ class Rows {
     return sums;
   }
 
+  // Adds all sums of a spread but the target class's.
+  template <int kDegree>
+  void sum_spread(int64_t row, int64_t target, Span part, Tile<Acc>& tile, Acc reference,
+                  const T* next, TileSums<Acc>& sums) const {
+    Spread<T> q = spread(row, part, tile.q);
+    const bool holds_target = part.holds(target);
+    int whole = part.size / kLanes * kLanes;
+    if (!q.same() && holds_target) {  // the spread of the target class is made 0, in the buffer
+      fill_spread(q, 0, part.size, tile.q);
+      tile.q[target - part.begin] = Acc(0);
+      whole = 0;
+    } else if (!q.same() && q.values != tile.q) {
+      fill_spread(q, whole, part.size, tile.q);
+    }
+    const Acc left_out = counts_ties(q.same(), kDegree) ? reference : -Acc(INFINITY);
+    if (holds_target) tile.z[target - part.begin] = left_out;
+    const int padded = pad(tile.z, part.size, left_out);
+    pad(tile.q, part.size, Acc(0));
+    spread_sums<kDegree>(tile.z, q, q.same() ? padded : whole, tile.q, padded,
+                         padded - part.size + holds_target, reference, next, sums);
+  }
+
   // With focal loss every class has a factor that depends on its p. Where the series does not serve
   // a tile, it takes a second look at its logits.
-  SpreadTerms<Acc> focal_spread_of(int64_t row, int64_t target, const TileSums* sums,
+  SpreadTerms<Acc> focal_spread_of(int64_t row, int64_t target, const TileSums<Acc>* sums,
                                    const RowNorm<Acc>& norm) const {
     SpreadTerms<double> total;
     for (int64_t index = 0; index < tiles_; ++index) {
@@ -238,11 +243,13 @@ class Rows {
     Tile<Acc> tile;
     const Span part = span(index);
     const int padded = load_logits(row, part, tile.z);
-    load_spread(row, part, target, tile.q);
+    load_spread(row, part, tile.q);
+    pad(tile.q, part.size, Acc(0));
+    if (part.holds(target)) tile.q[target - part.begin] = Acc(0);
     return focal_spread_sums(tile.z, tile.q, padded, norm.max, norm.log_sum, series_.gamma);
   }
 
-  void forward_row(int64_t row, TileSums* sums) const {
+  void forward_row(int64_t row, TileSums<Acc>* sums) const {
     if (!is_ignored(problem_, row)) {
       const int64_t target = this->target(row);
       for (int64_t tile = 0; tile < tiles_; ++tile) sums[tile] = sum_tile(row, target, tile);
@@ -251,7 +258,7 @@ class Rows {
   }
 
   void forward_by_tiles() const {
-    std::vector<TileSums> sums(static_cast<size_t>(problem_.rows * tiles_));
+    std::vector<TileSums<Acc>> sums(static_cast<size_t>(problem_.rows * tiles_));
     parallel_for(problem_.rows * tiles_, kGrainLogits / kTile, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / tiles_;
@@ -264,7 +271,7 @@ class Rows {
   }
 
   // From the sums of a row's tiles to its loss and state.
-  void finish(int64_t row, const TileSums* sums) const {
+  void finish(int64_t row, const TileSums<Acc>* sums) const {
     if (is_ignored(problem_, row)) return write_row<Acc>(problem_, row, {});
     Total total = sums[0].row.template as<double>();
     for (int64_t tile = 1; tile < tiles_; ++tile) {
@@ -292,7 +299,7 @@ class Rows {
     const Acc at_target = grad * read_state<Acc>(problem_, row).target_grad;
     if constexpr (kMayBeDirect) {
       if (direct_) {
-        const Spread<Acc> q = problem_.has_spread() ? ready_spread(row, part) : Spread<Acc>{};
+        const Spread<T> q = problem_.has_spread() ? ready_spread(row, part) : Spread<T>{};
         gradient_of(row, logits(row, part), part.size, grad, q, out);
         if (part.holds(target)) out[target - part.begin] = from_acc<T>(at_target);
         return;
@@ -300,11 +307,10 @@ class Rows {
     }
     Tile<Acc> tile;
     alignas(64) Acc before[kTile];  // the slope of the soft cap needs them
-    const int padded = load_logits(row, part, tile.z);
+    load_logits(row, part, tile.z);
     if (softcap_ > Acc(0)) std::copy_n(tile.z, part.size, before);
-    const Spread<Acc> q =
-        problem_.has_spread() ? spread(row, part, kNoTarget, tile.q) : Spread<Acc>{};
-    gradient_of(row, tile.z, padded, grad, q, tile.z);
+    const Spread<T> q = problem_.has_spread() ? spread(row, part, tile.q) : Spread<T>{};
+    gradient_of(row, tile.z, part.size, grad, q, tile.z);
     if (part.holds(target)) tile.z[target - part.begin] = at_target;
     if (softcap_ > Acc(0)) apply_slope(tile.z, before, part.size, softcap_);
     store<T>(tile.z, part.size, out, layout.class_stride);
@@ -312,12 +318,11 @@ class Rows {
 
   // Of every class as if it were not the target.
   template <class Z>
-  void gradient_of(int64_t row, const Z* z, int size, Acc grad, const Spread<Acc>& q,
-                   Z* out) const {
+  void gradient_of(int64_t row, const Z* z, int size, Acc grad, const Spread<T>& q, Z* out) const {
     const RowState<Acc> state = read_state<Acc>(problem_, row);
     const Acc coef = grad * state.coef;
     if (problem_.has_focal_spread()) {
-      focal_gradient(z, size, state.max, coef, state.log_sum, series_, q.times(grad), out);
+      focal_gradient<T>(z, size, state.max, coef, state.log_sum, series_, q.times(grad), out);
     } else {
       gradient<T>(z, size, state.max, coef, q.times(grad), out);
     }

@@ -3,6 +3,8 @@
 // lies.
 #pragma once
 
+#include <algorithm>
+
 #include "../dispatch.h"
 #include "simd.h"
 #include "storage.h"
@@ -145,76 +147,128 @@ void probability_spread(Acc* q, int size, Acc kept, Acc constant, const Acc* wei
   });
 }
 
-// The spread part of a tile's target: q_i = factor * values[i] + offset, or offset where values is
-// null.
-template <class Acc>
+// The spread part of a tile's target as it lies in memory, stored as the logits are or as
+// accumulators: q_i = factor * value_i + offset, or offset where there are no values.
+template <class T>
 struct Spread {
+  using Acc = acc_t<T>;
   const Acc* values = nullptr;
+  const T* stored = nullptr;
   Acc factor = 0, offset = 0;
 
-  Spread times(Acc by) const { return {values, factor * by, offset * by}; }
+  bool same() const { return values == nullptr && stored == nullptr; }
+  Spread times(Acc by) const { return {values, stored, factor * by, offset * by}; }
+};
+
+template <class V, class Acc>
+struct ReadSpread {
+  const V* values;
+  Acc factor, offset;
+
+  CE_HD Acc operator()(int64_t i) const { return factor * to_acc(values[i]) + offset; }
 };
 
 // Calls body with a function i -> q_i / scale, with scale, and with whether all q_i are the same:
 // then the function gives a 1 that the compiler sees.
-template <class Acc, class Body>
-void with_spread(const Spread<Acc>& spread, const Body& body) {
-  if (spread.values == nullptr) {
-    body([](int64_t) { return Acc(1); }, spread.offset, std::true_type{});
-  } else {
-    body([=](int64_t i) { return spread.factor * spread.values[i] + spread.offset; }, Acc(1),
+template <class T, class Body, class Acc = acc_t<T>>
+void with_spread(const Spread<T>& spread, const Body& body) {
+  if (spread.values != nullptr) {
+    body(ReadSpread<Acc, Acc>{spread.values, spread.factor, spread.offset}, Acc(1),
          std::false_type{});
+  } else if (spread.stored != nullptr) {
+    body(ReadSpread<T, Acc>{spread.stored, spread.factor, spread.offset}, Acc(1),
+         std::false_type{});
+  } else {
+    body([](int64_t) { return Acc(1); }, spread.offset, std::true_type{});
   }
 }
 
-template <class Acc>
-void fill_spread(const Spread<Acc>& spread, int size, Acc* q) {
-  with_spread(spread, [=](auto value, Acc scale, auto) {
+template <class T>
+void fill_spread(const Spread<T>& spread, int64_t begin, int64_t end, acc_t<T>* q) {
+  with_spread(spread, [=](auto value, acc_t<T> scale, auto) {
     multiversion([=] {
 #pragma GCC ivdep
-      for (int64_t i = 0; i < size; ++i) q[i] = scale * value(i);
+      for (int64_t i = begin; i < end; ++i) q[i] = scale * value(i);
     });
   });
 }
 
+// What a tile leaves behind: of its row, and for the series of a focal spread.
+template <class Acc>
+struct TileSums {
+  RowSums<Acc> row;
+  FocalSums<Acc> focal;
+};
+
+// The classes that a pass over a spread leaves out, padding included, are given the tile's maximum
+// as logit: with the classes that have it they are counted as ties, apart from the sums.
+constexpr bool counts_ties(bool same, int degree) { return same || degree > 0; }
+
 // All sums but the maximum, where there is a spread: those of the exponentials and of the spread in
-// one loop, and the sums for a focal series of degree kDegree (0: none).
+// one loop, and the sums for a focal series of degree kDegree (0: none). From `whole` on the spread
+// is in `buffer`.
 template <int kDegree, class T, class Acc = acc_t<T>>
-void spread_sums(const Acc* z, const Spread<Acc>& spread, int padded, Acc reference, const T* next,
-                 RowSums<Acc>& row, FocalSums<Acc>& focal) {
-  with_spread(spread, [=, &row, &focal](auto q, Acc scale, auto same) {
-    multiversion([=, &row, &focal] {
+void spread_sums(const Acc* z, const Spread<T>& spread, int whole, const Acc* buffer, int padded,
+                 int left_out, Acc reference, const T* next, TileSums<Acc>& sums) {
+  with_spread(spread, [=, &sums](auto in_memory, Acc scale, auto same) {
+    multiversion([=, &sums] {
       constexpr bool kSame = decltype(same)::value;
+      constexpr bool kTies = counts_ties(kSame, kDegree);
       alignas(64) Acc sum[kLanes] = {}, weight[kLanes] = {}, gap[kLanes] = {};
+      alignas(64) Acc ties[kLanes] = {}, top[kLanes] = {};
       alignas(64) Acc power[kDegree + 1][kLanes] = {}, times_gap[kDegree + 1][kLanes] = {};
-      for (int64_t block = 0; block < padded; block += kLanes) {
+      const auto add = [&](int64_t block, auto q) {
         prefetch_block(next + block);
-        if constexpr (!kSame) prefetch_block(spread.values + kTile + block);
-        // apart from the exponentials: with the select of unless_zero among them nothing is
-        // vectorised
+        // Selects are between constants, and that of unless_zero is apart from the exponentials:
+        // otherwise the compiler makes them branches, and nothing is vectorised.
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          const Acc q_i = q(block + lane);
-          if constexpr (!kSame) weight[lane] += q_i;
-          gap[lane] += unless_zero(q_i, reference - z[block + lane]);
+          const Acc z_i = z[block + lane], q_i = q(block + lane);
+          const Acc tie = kTies && z_i == reference ? Acc(1) : Acc(0);
+          if constexpr (kTies) ties[lane] += tie;
+          if constexpr (kSame) {
+            gap[lane] += reference - z_i;
+          } else {
+            if constexpr (kTies) top[lane] += tie * q_i;
+            weight[lane] += kTies ? (Acc(1) - tie) * q_i : q_i;
+            gap[lane] += unless_zero(q_i, reference - z_i);
+          }
         }
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          const Acc exponent = clamp_exponent(z[block + lane] - reference);
+          const Acc z_i = z[block + lane];
+          const Acc left_out = kTies && z_i == reference ? ExpTraits<Acc>::kLowest : Acc(0);
+          const Acc exponent = clamp_exponent((z_i - reference) + left_out);
           const Acc e = exp_clamped(exponent);
           sum[lane] += e;
           Acc term = q(block + lane) * e;
 #pragma GCC unroll 8
           for (int k = 0; k < kDegree; ++k) {
-            power[k][lane] += term;
+            if (!kSame || k > 0) power[k][lane] += term;
             times_gap[k][lane] -= term * exponent;
             term *= e;
           }
         }
+      };
+      for (int64_t block = 0; block < whole; block += kLanes) {
+        if constexpr (!kSame) prefetch_block(in_memory.values + kTile + block);
+        add(block, in_memory);
       }
+      if constexpr (!kSame) {
+        const auto in_buffer = [=](int64_t i) { return buffer[i]; };
+        for (int64_t block = whole; block < padded; block += kLanes) add(block, in_buffer);
+      }
+      RowSums<Acc>& row = sums.row;
+      FocalSums<Acc>& focal = sums.focal;
       row.sum = fold_sum(sum);
-      row.spread_weight = scale * (kSame ? Acc(padded) : fold_sum(weight));
+      if constexpr (kSame && kDegree > 0) focal.power[0] = scale * row.sum;
+      const Acc count = fold_sum(ties) - Acc(left_out);
+      if constexpr (kTies) row.sum += count * exp_nonpos(row.max - reference);  // +inf: NaN
+      const Acc all_weight = kSame ? Acc(padded - left_out) : fold_sum(weight);
+      focal.top = scale * (kSame ? count : fold_sum(top));
+      row.spread_weight = scale * all_weight;
+      if constexpr (kSame && kDegree > 0) row.spread_weight -= focal.top;
       row.spread_gap = scale * fold_sum(gap);
       for (int k = 0; k < kDegree; ++k) {
-        focal.power[k] = scale * fold_sum(power[k]);
+        if (!kSame || k > 0) focal.power[k] = scale * fold_sum(power[k]);
         focal.times_gap[k] = scale * fold_sum(times_gap[k]);
       }
     });
@@ -231,40 +285,24 @@ void with_degree(const FocalSeries<Acc>& series, const Body& body) {
   }
 }
 
-// Calls body with a function (p, r) -> FocalTerms of any class: at the usual gamma = 2 the power is
-// a factor.
-template <class Acc, class Body>
-void with_focal_terms(Acc gamma, const Body& body) {
-  if (gamma == Acc(2)) {
-    body([](Acc p, Acc r) {
-      const Acc one_minus_p = one_minus_exp(r, p);
-      return focal_terms(one_minus_p, p, one_minus_p, r, Acc(2));
-    });
-  } else {
-    body([gamma](Acc p, Acc r) { return focal_terms(p, r, gamma); });
-  }
-}
-
 // sum q (1 - p)^gamma r  and  sum q f(p), where the series does not serve
 template <class Acc>
 SpreadTerms<Acc> focal_spread_sums(const Acc* z, const Acc* q, int padded, Acc max, Acc log_sum,
                                    Acc gamma) {
   SpreadTerms<Acc> sums;
-  with_focal_terms(gamma, [=, &sums](auto focal) {
-    multiversion([=, &sums] {
-      alignas(64) Acc loss[kLanes] = {}, slope[kLanes] = {};
-      for (int64_t block = 0; block < padded; block += kLanes) {
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-          const int64_t i = block + lane;
-          const Acc r = log_sum + (max - z[i]);
-          const FocalTerms<Acc> terms = focal(exp_nonpos(-r), r);
-          loss[lane] += unless_zero(q[i], terms.loss);
-          slope[lane] += q[i] * terms.slope;
-        }
+  multiversion([=, &sums] {
+    alignas(64) Acc loss[kLanes] = {}, slope[kLanes] = {};
+    for (int64_t block = 0; block < padded; block += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const int64_t i = block + lane;
+        const Acc r = log_sum + (max - z[i]);
+        const FocalTerms<Acc> terms = focal_terms(exp_nonpos(-r), r, gamma);
+        loss[lane] += unless_zero(q[i], terms.loss);
+        slope[lane] += q[i] * terms.slope;
       }
-      sums.loss = fold_sum(loss);
-      sums.slope = fold_sum(slope);
-    });
+    }
+    sums.loss = fold_sum(loss);
+    sums.slope = fold_sum(slope);
   });
   return sums;
 }
@@ -282,8 +320,7 @@ CE_HD acc_t<T> exp_to_store(acc_t<T> x) {
 // out = coef * exp(z - max) - q, for a gradient that is stored as T. `z` may be a tile or logits in
 // memory, and `out` the same.
 template <class T, class Z>
-void gradient(const Z* z, int size, acc_t<T> max, acc_t<T> coef, const Spread<acc_t<T>>& spread,
-              Z* out) {
+void gradient(const Z* z, int size, acc_t<T> max, acc_t<T> coef, const Spread<T>& spread, Z* out) {
   with_spread(spread, [=](auto q, acc_t<T> scale, auto) {
     multiversion([=] {
 #pragma GCC ivdep
@@ -294,15 +331,24 @@ void gradient(const Z* z, int size, acc_t<T> max, acc_t<T> coef, const Spread<ac
   });
 }
 
+// The first class with this logit, or -1.
+template <class Z>
+int index_of(const Z* z, int size, acc_t<Z> logit) {
+  if (max_of(z, size) < logit) return -1;
+  return static_cast<int>(std::find_if(z, z + size, [=](Z x) { return to_acc(x) == logit; }) - z);
+}
+
 // out = coef * exp(z - max) - q * f(p), in the same way
-template <class Z, class Acc = acc_t<Z>>
+template <class T, class Z, class Acc = acc_t<T>>
 void focal_gradient(const Z* z, int size, Acc max, Acc coef, Acc log_sum,
-                    const FocalSeries<Acc>& series, const Spread<Acc>& spread, Z* out) {
+                    const FocalSeries<Acc>& series, const Spread<T>& spread, Z* out) {
   const auto served = [&series](Acc r) { return series.serves(exp_nonpos(-r), r); };
   const bool by_series = served(log_sum) || served(log_sum + (max - max_of(z, size)));
+  const Acc p_of_e = exp_nonpos(-log_sum);
+  // the likeliest class, where the series does not serve it; `out` may be where its logit is
+  const int top = p_of_e > Acc(0.5) ? index_of(z, size, max) : -1;
   with_spread(spread, [=, &series](auto q, Acc scale, auto) {
     if (by_series) {
-      const Acc p_of_e = exp_nonpos(-log_sum);
       with_degree(series, [=](auto degree) {
         multiversion([=] {
 #pragma GCC ivdep
@@ -314,17 +360,19 @@ void focal_gradient(const Z* z, int size, Acc max, Acc coef, Acc log_sum,
           }
         });
       });
+      if (top >= 0) {
+        const Acc f = series.exact(p_of_e, log_sum).slope;
+        out[top] = from_acc<Z>(coef - scale * (q(top) * f));
+      }
     } else {
-      const Acc coef_of_p = coef * std::exp(log_sum);
-      with_focal_terms(series.gamma, [=](auto focal) {
-        multiversion([=] {
+      const Acc coef_of_p = coef * std::exp(log_sum), gamma = series.gamma;
+      multiversion([=] {
 #pragma GCC ivdep
-          for (int64_t i = 0; i < size; ++i) {
-            const Acc r = log_sum + (max - to_acc(z[i]));
-            const Acc p = exp_nonpos(-r);
-            out[i] = from_acc<Z>(coef_of_p * p - scale * (q(i) * focal(p, r).slope));
-          }
-        });
+        for (int64_t i = 0; i < size; ++i) {
+          const Acc r = log_sum + (max - to_acc(z[i]));
+          const Acc p = exp_nonpos(-r);
+          out[i] = from_acc<Z>(coef_of_p * p - scale * (q(i) * focal_terms(p, r, gamma).slope));
+        }
       });
     }
   });
