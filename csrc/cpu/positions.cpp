@@ -21,6 +21,8 @@ namespace {
 
 // 128, 512 and 1024 were 2 to 10 % slower forward at (2, 21, 512, 512) float32, one thread.
 constexpr int kLanes = 256;
+// Positions whose sums stay in registers while a loop runs over the classes.
+constexpr int kChunk = 32;
 constexpr int kClassTile = 32;
 constexpr int kCacheLine = 64;
 constexpr int64_t kGrainLogits = 32768;
@@ -37,7 +39,7 @@ class Positions {
     int64_t row;  // of lane 0
     int count, padded;
     Int target[kLanes];  // class index, or -1: ignored, or no index (probabilities)
-    Lane keep;           // 1, or 0 where ignored
+    Int keep[kLanes];    // all bits, or none where ignored
   };
 
   struct alignas(64) Grid {
@@ -50,7 +52,7 @@ class Positions {
       : problem_(problem),
         scale_(Acc(problem.options.logit_scale)),
         softcap_(Acc(problem.options.logit_softcap)),
-        gamma_(Acc(problem.options.gamma)),
+        series_(Acc(problem.options.gamma)),
         kept_(Acc(1 - problem.options.label_smoothing)),
         smoothing_(Acc(problem.options.label_smoothing / static_cast<double>(problem.cols))),
         run_(problem.logits.layout.inner_size()) {
@@ -90,17 +92,19 @@ class Positions {
     const int64_t start = index % blocks_per_run_ * kLanes;
     block.row = index / blocks_per_run_ * run_ + start;
     block.count = static_cast<int>(std::min<int64_t>(kLanes, run_ - start));
-    block.padded = (block.count + 15) / 16 * 16;
+    block.padded = (block.count + kChunk - 1) / kChunk * kChunk;
     std::fill(block.target, block.target + block.padded, Int(-1));
-    std::fill(block.keep, block.keep + block.padded, Acc(1));
+    std::fill(block.keep, block.keep + block.padded, Int(-1));
     if (problem_.target_kind == TargetKind::probabilities) return block;
-    visit_indices(problem_, [&](auto* indices) {
-      for (int lane = 0; lane < block.count; ++lane) {
-        const int64_t index = indices[block.row + lane];
-        const bool ignored = index == problem_.ignore_index;
-        block.keep[lane] = ignored ? Acc(0) : Acc(1);
-        block.target[lane] = ignored ? Int(-1) : static_cast<Int>(index);
-      }
+    visit_indices(problem_, [&, ignore_index = problem_.ignore_index](auto* indices) {
+      multiversion([&, first = indices + block.row] {
+        for (int lane = 0; lane < block.count; ++lane) {
+          const int64_t index = first[lane];
+          const bool ignored = index == ignore_index;
+          block.keep[lane] = ignored ? Int(0) : Int(-1);
+          block.target[lane] = ignored ? Int(-1) : static_cast<Int>(index);
+        }
+      });
     });
     return block;
   }
@@ -191,53 +195,57 @@ class Positions {
   };
 
   // Adds one class tile to the sums of the classes before it, in double: there may be thousands.
+  template <bool kSpread>
   void add_tile(const Block& block, int64_t begin, int classes, const Grid& grid,
                 Sums& sums) const {
-    const int padded = block.padded;
-    const bool spread = problem_.has_spread() && !problem_.has_focal_spread();
-    multiversion([=, &block, &grid, &sums] {
-      alignas(64) Lane max, reference, sum, spread_weight, spread_gap;
-      for (int lane = 0; lane < padded; ++lane) max[lane] = -Acc(INFINITY);
-      for (int c = 0; c < classes; ++c) {
-        for (int lane = 0; lane < padded; ++lane) {
-          const Acc z = grid.z[c][lane];
-          max[lane] = max[lane] < z ? z : max[lane];
+    multiversion([=, padded = block.padded, &block, &grid, &sums] {
+      for (int64_t at = 0; at < padded; at += kChunk) {
+        alignas(64) Acc max[kChunk], reference[kChunk], target_logit[kChunk];
+        alignas(64) Acc sum[kChunk] = {}, spread_weight[kChunk] = {}, spread_gap[kChunk] = {};
+        for (int64_t lane = 0; lane < kChunk; ++lane) {
+          max[lane] = -Acc(INFINITY);
+          target_logit[lane] = sums.target_logit[at + lane];
         }
-      }
-      for (int lane = 0; lane < padded; ++lane) {
-        reference[lane] = max[lane] == -Acc(INFINITY) ? Acc(0) : max[lane];
-        sum[lane] = spread_weight[lane] = spread_gap[lane] = 0;
-      }
-      for (int c = 0; c < classes; ++c) {
-        const Int index = static_cast<Int>(begin + c);
-        for (int lane = 0; lane < padded; ++lane) {
-          const Acc z = grid.z[c][lane];
-          const Acc e = exp_nonpos(z - reference[lane]);
-          const bool is_target = block.target[lane] == index;
-          sum[lane] += is_target ? Acc(0) : e;
-          sums.target_logit[lane] = is_target ? z : sums.target_logit[lane];
-        }
-      }
-      if (spread) {
         for (int c = 0; c < classes; ++c) {
-          for (int lane = 0; lane < padded; ++lane) {
-            const Acc q = grid.q[c][lane];
-            spread_weight[lane] += q;
-            spread_gap[lane] += unless_zero(q, reference[lane] - grid.z[c][lane]);
+          for (int64_t lane = 0; lane < kChunk; ++lane) {
+            const Acc z = grid.z[c][at + lane];
+            max[lane] = max[lane] < z ? z : max[lane];
           }
         }
-      }
-      for (int lane = 0; lane < padded; ++lane) {
-        RowSums<double> all{max[lane], sum[lane], spread_weight[lane], spread_gap[lane]};
-        if (begin > 0) {
-          const RowSums<double> before{sums.max[lane], sums.sum[lane], sums.spread_weight[lane],
-                                       sums.spread_gap[lane]};
-          all = merge(before, all);
+        for (int64_t lane = 0; lane < kChunk; ++lane) {
+          reference[lane] = max[lane] == -Acc(INFINITY) ? Acc(0) : max[lane];
         }
-        sums.max[lane] = all.max;
-        sums.sum[lane] = all.sum;
-        sums.spread_weight[lane] = all.spread_weight;
-        sums.spread_gap[lane] = all.spread_gap;
+        for (int c = 0; c < classes; ++c) {
+          const Int index = static_cast<Int>(begin + c);
+          for (int64_t lane = 0; lane < kChunk; ++lane) {
+            const Acc z = grid.z[c][at + lane];
+            const bool is_target = block.target[at + lane] == index;
+            // left out by its exponent: a select on the result keeps the loop from vectors
+            const Acc left_out = is_target ? ExpTraits<Acc>::kLowest : Acc(0);
+            target_logit[lane] = is_target ? z : target_logit[lane];
+            sum[lane] += exp_nonpos((z - reference[lane]) + left_out);
+          }
+          if constexpr (kSpread) {
+            for (int64_t lane = 0; lane < kChunk; ++lane) {
+              const Acc q = grid.q[c][at + lane];
+              spread_weight[lane] += q;
+              spread_gap[lane] += unless_zero(q, reference[lane] - grid.z[c][at + lane]);
+            }
+          }
+        }
+        for (int64_t lane = 0; lane < kChunk; ++lane) {
+          RowSums<double> all{max[lane], sum[lane], spread_weight[lane], spread_gap[lane]};
+          if (begin > 0) {
+            const RowSums<double> before{sums.max[at + lane], sums.sum[at + lane],
+                                         sums.spread_weight[at + lane], sums.spread_gap[at + lane]};
+            all = merge(before, all);
+          }
+          sums.max[at + lane] = all.max;
+          sums.sum[at + lane] = all.sum;
+          sums.spread_weight[at + lane] = all.spread_weight;
+          sums.spread_gap[at + lane] = all.spread_gap;
+          sums.target_logit[at + lane] = target_logit[lane];
+        }
       }
     });
   }
@@ -285,28 +293,43 @@ class Positions {
     });
   }
 
+  // Calls body with a function (p, r) -> FocalTerms of any class.
+  template <class Body>
+  void with_focal_terms(const Body& body) const {
+    if (series_.gamma == Acc(2)) {
+      body([](Acc p, Acc r) {
+        const Acc one_minus_p = one_minus_exp(r, p);
+        return focal_terms(one_minus_p, p, one_minus_p, r, Acc(2));
+      });
+    } else {
+      body([gamma = series_.gamma](Acc p, Acc r) { return focal_terms(p, r, gamma); });
+    }
+  }
+
   void add_focal_spread(const Block& block, int64_t begin, int classes, const Grid& grid,
                         Norms& norms) const {
-    const int padded = block.padded;
-    const Acc gamma = gamma_;
-    multiversion([=, &block, &grid, &norms] {
-      alignas(64) Lane loss, slope;
-      for (int lane = 0; lane < padded; ++lane) loss[lane] = slope[lane] = 0;
-      for (int c = 0; c < classes; ++c) {
-        const Int index = static_cast<Int>(begin + c);
-        for (int lane = 0; lane < padded; ++lane) {
-          const Acc given = grid.q[c][lane];
-          const Acc q = block.target[lane] == index ? Acc(0) : given;
-          const Acc r = norms.log_sum[lane] + (norms.max[lane] - grid.z[c][lane]);
-          const FocalTerms<Acc> terms = focal_terms(exp_nonpos(-r), r, gamma);
-          loss[lane] += unless_zero(q, terms.loss);
-          slope[lane] += q * terms.slope;
+    with_focal_terms([=, padded = block.padded, &block, &grid, &norms](auto focal) {
+      multiversion([=, &block, &grid, &norms] {
+        for (int64_t at = 0; at < padded; at += kChunk) {
+          alignas(64) Acc loss[kChunk] = {}, slope[kChunk] = {};
+          for (int c = 0; c < classes; ++c) {
+            const Int index = static_cast<Int>(begin + c);
+            for (int64_t lane = 0; lane < kChunk; ++lane) {
+              const Acc counted = block.target[at + lane] == index ? Acc(0) : Acc(1);
+              const Acc q = counted * grid.q[c][at + lane];
+              const Acc r =
+                  norms.log_sum[at + lane] + (norms.max[at + lane] - grid.z[c][at + lane]);
+              const FocalTerms<Acc> terms = focal(exp_nonpos(-r), r);
+              loss[lane] += unless_zero(q, terms.loss);
+              slope[lane] += q * terms.slope;
+            }
+          }
+          for (int64_t lane = 0; lane < kChunk; ++lane) {
+            norms.spread_loss[at + lane] += loss[lane];
+            norms.spread_slope[at + lane] += slope[lane];
+          }
         }
-      }
-      for (int lane = 0; lane < padded; ++lane) {
-        norms.spread_loss[lane] += loss[lane];
-        norms.spread_slope[lane] += slope[lane];
-      }
+      });
     });
   }
 
@@ -314,36 +337,53 @@ class Positions {
     Grid grid;
     Sums sums;
     std::fill(sums.target_logit, sums.target_logit + block.padded, Acc(0));
-    const bool spread = problem_.has_spread() && !problem_.has_focal_spread();
+    const bool focal_spread = problem_.has_focal_spread();
     for_each_class_tile([&](int64_t begin, int classes) {
       load_logits(block, begin, classes, grid);
-      if (spread) load_spread(block, begin, classes, grid);
-      add_tile(block, begin, classes, grid, sums);
+      if (problem_.has_spread()) load_spread(block, begin, classes, grid);
+      if (problem_.has_spread() && !focal_spread) {
+        add_tile<true>(block, begin, classes, grid, sums);
+      } else {
+        add_tile<false>(block, begin, classes, grid, sums);
+      }
     });
     Norms norms;
     normalise_lanes(block, sums, norms);
-    if (problem_.has_focal_spread()) {
+    if (focal_spread) {
       for_each_class_tile([&](int64_t begin, int classes) {
-        load_logits(block, begin, classes, grid);
-        load_spread(block, begin, classes, grid);
+        if (problem_.cols > kClassTile) {  // else they are there
+          load_logits(block, begin, classes, grid);
+          load_spread(block, begin, classes, grid);
+        }
         add_focal_spread(block, begin, classes, grid, norms);
       });
     }
     finish_lanes(block, norms);
   }
 
-  void finish_lanes(const Block& block, const Norms& norms) const {
-    alignas(64) Lane target_weight, target_spread;
-    for (int lane = 0; lane < block.padded; ++lane) {
-      const Int target = block.target[lane];
-      target_weight[lane] = target < 0 ? Acc(0) : kept_ * weight(target);
-      target_spread[lane] =
-          target < 0 || !problem_.has_spread() ? Acc(0) : smoothing_ * weight(target);
-      if (problem_.has_focal_spread()) {
-        target_weight[lane] += target_spread[lane];
-        target_spread[lane] = 0;
+  // t of the target classes apart from their spread, and q of those that the spread counted.
+  void load_target_weights(const Block& block, Lane& target_weight, Lane& target_spread) const {
+    const Acc kept = kept_, spread = problem_.has_spread() ? smoothing_ : Acc(0);
+    const bool together = problem_.has_focal_spread();
+    if (problem_.weight != nullptr) {
+      for (int lane = 0; lane < block.padded; ++lane) {
+        target_weight[lane] = block.target[lane] < 0 ? Acc(0) : weight(block.target[lane]);
       }
     }
+    multiversion(
+        [=, weighted = problem_.weight != nullptr, &block, &target_weight, &target_spread] {
+          for (int lane = 0; lane < block.padded; ++lane) {
+            const Acc one = block.target[lane] < 0 ? Acc(0) : Acc(1);
+            const Acc w = weighted ? target_weight[lane] : one;
+            target_weight[lane] = kept * w + (together ? spread * w : Acc(0));
+            target_spread[lane] = together ? Acc(0) : spread * w;
+          }
+        });
+  }
+
+  void finish_lanes(const Block& block, const Norms& norms) const {
+    alignas(64) Lane target_weight, target_spread;
+    load_target_weights(block, target_weight, target_spread);
     const RowOptions options = problem_.options;
     const int count = block.count;
     const int64_t rows = problem_.rows;
@@ -351,15 +391,17 @@ class Positions {
     Acc* state = static_cast<Acc*>(problem_.state) + block.row;
     const bool log_sum = problem_.has_focal_spread();
     multiversion([=, &block, &norms, &target_weight, &target_spread] {
+      const auto kept = [&block](Acc value, int lane) {
+        return bit_cast<Acc>(static_cast<Int>(bit_cast<Int>(value) & block.keep[lane]));
+      };
       alignas(64) Lane row_loss, coef, target_grad;
       for (int lane = 0; lane < count; ++lane) {
         const SpreadTerms<Acc> spread{Acc(norms.spread_loss[lane]), Acc(norms.spread_slope[lane])};
         const RowResult<Acc> row =
             finish_row(norms.at(lane), target_weight[lane], target_spread[lane], spread, options);
-        const bool keep = block.keep[lane] != Acc(0);
-        row_loss[lane] = keep ? row.loss : Acc(0);
-        coef[lane] = keep ? row.state.coef : Acc(0);
-        target_grad[lane] = keep ? row.state.target_grad : Acc(0);
+        row_loss[lane] = kept(row.loss, lane);
+        coef[lane] = kept(row.state.coef, lane);
+        target_grad[lane] = kept(row.state.target_grad, lane);
       }
       std::copy(row_loss, row_loss + count, loss);
       std::copy(norms.max, norms.max + count, state);
@@ -369,60 +411,99 @@ class Positions {
     });
   }
 
-  void backward_block(const Block& block) const {
-    const bool spread = problem_.has_spread(), focal_spread = problem_.has_focal_spread();
-    alignas(64) Lane max, coef, target_grad, log_sum, grad;
-    for (int lane = 0; lane < block.padded; ++lane) {
-      const bool kept = block.keep[lane] != Acc(0);
-      const RowState<Acc> state =
-          kept ? read_state<Acc>(problem_, block.row + lane) : RowState<Acc>{};
-      grad[lane] = kept ? row_grad<Acc>(problem_, block.row + lane) * scale_ : Acc(0);
-      max[lane] = state.max;
-      // with focal terms dz comes by way of p, not of exp(z - max)
-      coef[lane] = grad[lane] * state.coef * (focal_spread ? std::exp(state.log_sum) : Acc(1));
-      target_grad[lane] = grad[lane] * state.target_grad;
-      log_sum[lane] = state.log_sum;
+  struct alignas(64) Factors {
+    Lane max, coef, target_grad, log_sum, grad;
+  };
+
+  // What the gradient of each position is made of; harmless where it is ignored.
+  void load_factors(const Block& block, Factors& factors) const {
+    const Problem& problem = problem_;
+    const bool focal_spread = problem.has_focal_spread();
+    multiversion([=, scale = scale_, &problem, &block, &factors] {
+      for (int lane = 0; lane < block.count; ++lane) {
+        const RowState<Acc> state = read_state<Acc>(problem, block.row + lane);
+        const Acc grad = row_grad<Acc>(problem, block.row + lane) * scale;
+        factors.grad[lane] = grad;
+        factors.max[lane] = state.max;
+        factors.coef[lane] = grad * state.coef;
+        factors.target_grad[lane] = grad * state.target_grad;
+        factors.log_sum[lane] = state.log_sum;
+      }
+      for (int lane = block.count; lane < block.padded; ++lane) {
+        factors.grad[lane] = factors.max[lane] = factors.coef[lane] = 0;
+        factors.target_grad[lane] = factors.log_sum[lane] = 0;
+      }
+    });
+    if (focal_spread) {  // dz then comes by way of p, not of exp(z - max)
+      for (int lane = 0; lane < block.count; ++lane) {
+        factors.coef[lane] *= std::exp(factors.log_sum[lane]);
+      }
     }
-    const RowLayout& layout = problem_.grad_layout;
-    T* out = static_cast<T*>(problem_.grad) + layout.offset(block.row);
-    const int count = block.count, padded = block.padded;
-    const Acc softcap = softcap_, gamma = gamma_;
-    Grid grid;
-    for_each_class_tile([&](int64_t begin, int classes) {
-      load_logits(block, begin, classes, grid);
-      if (spread) load_spread(block, begin, classes, grid);
-      multiversion([=, &block, &grid, &max, &coef, &target_grad, &log_sum, &grad] {
-        for (int c = 0; c < classes; ++c) {
-          Acc* z = grid.z[c];  // becomes the gradient
-          const Acc* q = grid.q[c];
-          alignas(64) Lane dz;
-          if (focal_spread) {
-            for (int lane = 0; lane < padded; ++lane) {
-              const Acc r = log_sum[lane] + (max[lane] - z[lane]);
-              const Acc p = exp_nonpos(-r);
-              const Acc slope = focal_terms(p, r, gamma).slope;
-              dz[lane] = coef[lane] * p - grad[lane] * (q[lane] * slope);
+  }
+
+  // The gradient of a class tile's logits, in their place.
+  void make_gradient(const Block& block, int64_t begin, int classes, const Factors& factors,
+                     Grid& grid) const {
+    const auto for_each_entry = [&](auto dz_of) {
+      multiversion([=, softcap = softcap_, padded = block.padded, &block, &factors, &grid] {
+        alignas(64) Acc slope[kChunk];
+        for (int64_t lane = 0; lane < kChunk; ++lane) slope[lane] = Acc(1);
+        for (int64_t at = 0; at < padded; at += kChunk) {
+          for (int c = 0; c < classes; ++c) {
+            const Int index = static_cast<Int>(begin + c);
+            Acc* z = grid.z[c] + at;
+            alignas(64) Acc dz[kChunk];
+            for (int64_t lane = 0; lane < kChunk; ++lane) dz[lane] = dz_of(c, at + lane);
+            if (softcap > Acc(0)) {
+              for (int64_t lane = 0; lane < kChunk; ++lane) {
+                slope[lane] = transform_slope(z[lane], softcap);
+              }
             }
-          } else if (spread) {
-            for (int lane = 0; lane < padded; ++lane) {
-              dz[lane] = coef[lane] * exp_nonpos(z[lane] - max[lane]) - grad[lane] * q[lane];
+            // by bits: selects keep the loop from vectors. Ignored: exactly 0, whatever z is
+            for (int64_t lane = 0; lane < kChunk; ++lane) {
+              const Int at_target = block.target[at + lane] == index ? Int(-1) : Int(0);
+              const Int bits = (bit_cast<Int>(dz[lane]) & ~at_target) |
+                               (bit_cast<Int>(factors.target_grad[at + lane]) & at_target);
+              const Acc gradient = bit_cast<Acc>(bits) * slope[lane];
+              z[lane] =
+                  bit_cast<Acc>(static_cast<Int>(bit_cast<Int>(gradient) & block.keep[at + lane]));
             }
-          } else {
-            for (int lane = 0; lane < padded; ++lane) {
-              dz[lane] = coef[lane] * exp_nonpos(z[lane] - max[lane]);
-            }
-          }
-          const Int index = static_cast<Int>(begin + c);
-          for (int lane = 0; lane < padded; ++lane) {
-            const Acc at_target = target_grad[lane], elsewhere = dz[lane];
-            const Acc value = block.target[lane] == index ? at_target : elsewhere;
-            const Acc slope = softcap > Acc(0) ? transform_slope(z[lane], softcap) : Acc(1);
-            // ignored: exactly 0, whatever its logits are
-            z[lane] = block.keep[lane] == Acc(0) ? Acc(0) : value * slope;
           }
         }
       });
-      store_lines(grid.z, classes, count, out + begin * layout.class_stride, layout);
+    };
+    if (problem_.has_focal_spread()) {
+      with_focal_terms([&](auto focal) {
+        for_each_entry([focal, &factors, &grid](int c, int64_t lane) {
+          const Acc r = factors.log_sum[lane] + (factors.max[lane] - grid.z[c][lane]);
+          const Acc p = exp_nonpos(-r);
+          return factors.coef[lane] * p -
+                 factors.grad[lane] * (grid.q[c][lane] * focal(p, r).slope);
+        });
+      });
+    } else if (problem_.has_spread()) {
+      for_each_entry([&factors, &grid](int c, int64_t lane) {
+        return factors.coef[lane] * exp_to_store<T>(grid.z[c][lane] - factors.max[lane]) -
+               factors.grad[lane] * grid.q[c][lane];
+      });
+    } else {
+      for_each_entry([&factors, &grid](int c, int64_t lane) {
+        return factors.coef[lane] * exp_to_store<T>(grid.z[c][lane] - factors.max[lane]);
+      });
+    }
+  }
+
+  void backward_block(const Block& block) const {
+    Factors factors;
+    load_factors(block, factors);
+    const RowLayout& layout = problem_.grad_layout;
+    T* out = static_cast<T*>(problem_.grad) + layout.offset(block.row);
+    Grid grid;
+    for_each_class_tile([&](int64_t begin, int classes) {
+      load_logits(block, begin, classes, grid);
+      if (problem_.has_spread()) load_spread(block, begin, classes, grid);
+      make_gradient(block, begin, classes, factors, grid);
+      store_lines(grid.z, classes, block.count, out + begin * layout.class_stride, layout);
     });
   }
 
@@ -445,7 +526,8 @@ class Positions {
   }
 
   const Problem& problem_;
-  const Acc scale_, softcap_, gamma_;
+  const Acc scale_, softcap_;
+  const FocalSeries<Acc> series_;
   const Acc kept_, smoothing_;
   int64_t run_, blocks_per_run_;  // positions that are neighbours in every tensor involved
 };

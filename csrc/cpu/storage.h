@@ -65,6 +65,16 @@ CE_HD Float16 from_acc<Float16>(float x) {
   return {static_cast<uint16_t>(sign | out)};
 }
 
+// As exact as what is stored as T can show.
+template <class T>
+CE_HD acc_t<T> exp_to_store(acc_t<T> x) {
+  if constexpr (std::is_same_v<T, acc_t<T>>) {
+    return exp_nonpos(x);
+  } else {
+    return exp_nonpos_coarse(x);
+  }
+}
+
 template <class Fn>
 auto visit_storage(const Problem& problem, Fn&& fn) {
   return visit_dtype<double, float, BFloat16, Float16>(problem.logits.dtype, fn);

@@ -307,16 +307,6 @@ SpreadTerms<Acc> focal_spread_sums(const Acc* z, const Acc* q, int padded, Acc m
   return sums;
 }
 
-// As exact as what is stored as T can show.
-template <class T>
-CE_HD acc_t<T> exp_to_store(acc_t<T> x) {
-  if constexpr (std::is_same_v<T, acc_t<T>>) {
-    return exp_nonpos(x);
-  } else {
-    return exp_nonpos_coarse(x);
-  }
-}
-
 // out = coef * exp(z - max) - q, for a gradient that is stored as T. `z` may be a tile or logits in
 // memory, and `out` the same.
 template <class T, class Z>
