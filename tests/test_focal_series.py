@@ -1,4 +1,5 @@
-"""Focal loss with a spread: each side of where the series in p gives way to the exact terms."""
+"""Focal loss with a spread: where the series in p gives way to the exact terms, and the classes at
+the maximum, which always take them."""
 
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ import torchce_cuda as ce
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 GAMMAS = (0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 3.7, 8.0, 10.0)
-# Of the likeliest class. 1/6 and 1/4 are where gamma = 2 and 1 give way; a little to either side.
-PEAKS = [2.0**-k for k in range(1, 15)] + [0.99 / 6, 1.01 / 6, 0.252, 0.9, 0.999]
+# Of the likeliest class. Beyond 1/2 its gradient is not the series' for any gamma; a little to
+# either side.
+PEAKS = [2.0**-k for k in range(1, 15)] + [0.99 / 6, 1.01 / 6, 0.252, 0.499, 0.501, 0.9, 0.999]
 SMOOTHING = {"label_smoothing": 0.1, "reduction": "none"}
 OPTIONS = {
     "smoothing": lambda gamma: option("", "", gamma=gamma, **SMOOTHING),
@@ -81,3 +83,41 @@ def test_masked_classes(gamma: float) -> None:
         logits, torch.tensor([3000, 4000, 4998]), gamma=gamma, label_smoothing=0.1
     )
     assert smoothed.item() == float("inf")
+
+
+@pytest.mark.parametrize("kind", [*OPTIONS, "probabilities"])
+@pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=problem_id)
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("classes", [33, 1000, 2081])
+def test_ties(classes: int, gamma: float, dtype: torch.dtype, kind: str) -> None:
+    """Classes that share the maximum of a tile, the target among them or not."""
+    soft = kind == "probabilities"
+    opt = option("", "", gamma=gamma, reduction="none") if soft else OPTIONS[kind](gamma)
+    case = Case("ties", (6, classes), "", target="probabilities" if soft else torch.int64)
+    problem = make_problem(case, dtype, opt)
+    peak = problem.input.max() + 1
+    tied = [torch.arange(n) * 31 % classes for n in (1, 2, 7, classes)]
+    for row, at in enumerate(tied):
+        problem.input[row, at] = peak
+    if not soft:
+        problem.target[0] = tied[0][0]
+        problem.target[1] = tied[1][1]
+        problem.target[2] = 1 if classes > 33 else 5
+    problem.input[4] = -torch.inf  # all classes but one, which is the likeliest of every tile
+    problem.input[4, classes - 1] = 0.0
+    if soft:
+        problem.target[4] = torch.arange(classes) == classes - 1
+        problem.target[:3, 0] = 0.0
+    check(evaluate(ce.cross_entropy, problem), problem)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_infinite_maximum(gamma: float) -> None:
+    logits = torch.randn(2, 1000, dtype=F32)
+    logits[0, 3] = torch.inf
+    logits[1, [3, 7]] = torch.inf
+    x = logits.requires_grad_()
+    target = torch.tensor([3, 5])
+    loss = ce.cross_entropy(x, target, gamma=gamma, label_smoothing=0.1, reduction="none")
+    loss.sum().backward()
+    assert loss.isnan().all() and x.grad.isnan().all()
