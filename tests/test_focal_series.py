@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accuracy import check, evaluate
-from cases import BF16, F16, F32, F64, Case, make_problem, option, problem_id
+from cases import BF16, F16, F32, F64, Case, Problem, make_problem, option, problem_id
 from torch import Tensor
 
 import torchce_cuda as ce
@@ -35,12 +35,15 @@ def with_peaks(logits: Tensor, classes: Tensor) -> Tensor:
 def check_each_row(case: Case, dtype: torch.dtype, opt, classes: Tensor) -> None:
     """Row by row, lest the largest numbers of one hide the errors of another."""
     whole = make_problem(case, dtype, opt)
-    logits = with_peaks(whole.input, classes)
-    for row in range(len(PEAKS)):
+    check_rows(whole, with_peaks(whole.input, classes))
+
+
+def check_rows(whole: Problem, logits: Tensor) -> None:
+    for row in range(len(logits)):
         part = slice(row, row + 1)
         target, grad_loss = whole.target[part], whole.grad_loss[part]
         problem = replace(whole, input=logits[part], target=target, grad_loss=grad_loss)
-        problem = replace(problem, case=replace(case, shape=(1, case.shape[1])))
+        problem = replace(problem, case=replace(whole.case, shape=(1, logits.shape[1])))
         check(evaluate(ce.cross_entropy, problem), problem)
 
 
@@ -61,6 +64,37 @@ def test_probabilities(gamma: float, dtype: torch.dtype, weight: str | None) -> 
     case = Case("series_soft", (len(PEAKS), 4160), "", target="probabilities")
     classes = torch.arange(len(PEAKS)).unsqueeze(1) * 263 % 4160
     check_each_row(case, dtype, option("", "", weight, gamma=gamma, reduction="none"), classes)
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    log_p = logits.log_softmax(1)
+    return (target * (-torch.expm1(log_p)) ** gamma * -log_p).sum(1)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32], ids=problem_id)
+@pytest.mark.parametrize("gamma", [1.0, 2.0, 3.0])
+def test_all_of_the_target_is_at_the_peak(gamma: float, dtype: torch.dtype) -> None:
+    """Everything cancels: loss and gradient are as small as (1 - p)^(gamma + 1)."""
+    classes = torch.arange(len(PEAKS)).unsqueeze(1) * 263 % 1000
+    logits = with_peaks(torch.randn(len(PEAKS), 1000, dtype=dtype), classes)
+    target = torch.zeros_like(logits).scatter_(1, classes, 1)
+
+    def results(function, x):
+        x = x.clone().requires_grad_()
+        loss = function(x, target.to(x.dtype))
+        loss.sum().backward()
+        return loss.detach().double(), x.grad.double()
+
+    ours = results(lambda x, t: ce.cross_entropy(x, t, gamma=gamma, reduction="none"), logits)
+    theirs = results(lambda x, t: focal_loss(x, t, gamma), logits)
+    exact = results(lambda x, t: focal_loss(x, t, gamma), logits.double())
+    if dtype == F64:  # what float64 itself loses is not known: as close as it can be
+        torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-20)
+        return
+    for x, y, z in zip(ours, theirs, exact, strict=True):
+        for row in range(len(PEAKS)):
+            allowed = 2 * (y[row] - z[row]).abs().max() + 1e-6 * z[row].abs().max()
+            assert (x[row] - z[row]).abs().max() <= allowed, f"p = {PEAKS[row]}"
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
