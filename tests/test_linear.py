@@ -348,15 +348,19 @@ def test_default_chunk_rows() -> None:
     for on_cpu, share, enough, most_bytes in ((True, 4, 512, 2**27), (False, 2, 4096, 2**31)):
         for num_rows in (0, 1, 5, 100, 1024, 4097, 8192, 100_000):
             for row_bytes in (40, 4 * 32000, 2 * 128256, 4 * 256000, 2**28):
-                rows = chunks.default_chunk_rows(num_rows, row_bytes, on_cpu)
-                assert rows >= 1
-                assert rows == 1 or rows * row_bytes <= most_bytes
-                bound = max(1, num_rows / 8, min(num_rows / share, enough))
-                assert rows <= math.ceil(bound) + (15 if bound < 1008 else 127)  # rounded up
-    assert chunks.default_chunk_rows(4096, 4 * 32000, True) == 512
-    assert chunks.default_chunk_rows(8192, 2 * 128256, False) == 4096
+                for features in (1, 64, 512, 8192):
+                    rows = chunks.default_chunk_rows(num_rows, features, row_bytes, on_cpu)
+                    assert rows >= 1
+                    assert rows == 1 or rows * row_bytes <= most_bytes
+                    bound = max(1, num_rows / 8, min(num_rows / share, enough), features / 2)
+                    assert rows <= math.ceil(bound) + (15 if bound < 1008 else 127)  # rounded up
+    assert chunks.default_chunk_rows(4096, 512, 4 * 32000, True) == 512
+    assert chunks.default_chunk_rows(8192, 4096, 2 * 128256, False) == 4096
     # 4100 rows are not 4096 and a chunk of 4
-    assert chunks.default_chunk_rows(2 * 4096 + 4, 2 * 32000, False) == 2816
+    assert chunks.default_chunk_rows(2 * 4096 + 4, 4096, 2 * 32000, False) == 2816
+    # few rows beside a large head: one chunk
+    assert chunks.default_chunk_rows(256, 512, 4 * 32000, True) == 256
+    assert chunks.default_chunk_rows(2048, 4096, 2 * 128256, False) == 2048
 
 
 # Autograd.

@@ -24,8 +24,8 @@ from .arguments import MEAN, NONE
 # linear_weight (a CPU's GEMM also packs it anew), and adding to its gradient in `accumulate_dtype`.
 # Enough rows make that small; below, a share of all rows still saves most of the memory.
 # CPU (two cores, AMD EPYC): 2048 x 512 x 32000 float32 takes, as a multiple of the bare GEMMs, 1.37
-# with 128 rows, 1.19 with 256, 1.10 with 512, 1.09 with 1024. CUDA: not yet measured; by bytes,
-# 4096 rows cost 6 %.
+# with 128 rows, 1.19 with 256, 1.10 with 512, 1.09 with 1024. 64 rows in chunks of 16 take three
+# times as long as in one. CUDA: not yet measured; by bytes, 4096 rows cost 6 %.
 _CPU_BOUND = (4, 512, 128 << 20)
 _CUDA_BOUND = (2, 4096, 2 << 30)
 _TILE_ROWS = 128  # of a GEMM: chunks of some of them are whole multiples; not measured
@@ -38,15 +38,16 @@ _SLICE_BYTES = 2 << 20
 _ROW_ALIGNMENT = 64
 
 
-def default_chunk_rows(num_rows: int, row_bytes: int, on_cpu: bool) -> int:
+def default_chunk_rows(num_rows: int, features: int, row_bytes: int, on_cpu: bool) -> int:
     """Rows of logits that are alive at a time, of `row_bytes` each; chunks are of about one size.
 
-    An eighth of all rows, or up to 512 where that is at most a quarter of them (on a CUDA device
-    4096, and half of them), rounded up to a multiple of 16, or of 128 from 1024 on; in any case at
+    An eighth of all rows; or up to 512 where that is at most a quarter of them (on a CUDA device
+    4096, and half of them); or so many that a chunk is half as large as `linear_weight`, beside
+    which it hardly counts. Rounded up to a multiple of 16, or of 128 from 1024 on; in any case at
     most 128 MiB of logits (2 GiB).
     """
     share, enough, most_bytes = _CPU_BOUND if on_cpu else _CUDA_BOUND
-    rows = max(_ceil_div(num_rows, 8), min(_ceil_div(num_rows, share), enough))
+    rows = max(_ceil_div(num_rows, 8), min(_ceil_div(num_rows, share), enough), features // 2)
     rows = max(1, min(rows, most_bytes // max(row_bytes, 1)))
     rows = _ceil_div(num_rows, _ceil_div(num_rows, rows)) if num_rows > 0 else 1
     multiple = _TILE_ROWS if rows >= 8 * _TILE_ROWS else 16
@@ -204,7 +205,7 @@ def _linear_cross_entropy(
     positions = positions_of(target)
     row_bytes = _ceil_div(num_outputs * dtype.itemsize, _ROW_ALIGNMENT) * _ROW_ALIGNMENT
     if chunk_rows is None:
-        chunk_rows = default_chunk_rows(num_rows, row_bytes, input.is_cpu)
+        chunk_rows = default_chunk_rows(num_rows, input.shape[-1], row_bytes, input.is_cpu)
     chunk_rows = max(1, min(chunk_rows, num_rows))
 
     with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
