@@ -16,14 +16,23 @@ WORKS = {
 WORKS_OF_DEVICE = {"cpu": ("forward", "forward_backward", "one_pass"), "cuda": tuple(WORKS)}
 
 
+WEIGHT, PROBABILITIES = "weight", "probabilities"
+
+
 @dataclass(frozen=True)
 class Option:
-    """One way to call the loss; `arguments` are keywords of `torchce_cuda.cross_entropy`."""
+    """One way to call the loss; `arguments` are keywords of ours."""
 
     name: str
     weighted: bool = False  # a weight per class
     probabilities: bool = False  # a distribution over the classes as target, not an index
     arguments: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        """What a provider has to understand."""
+        asked = {WEIGHT: self.weighted, PROBABILITIES: self.probabilities}
+        return frozenset(self.arguments) | {name for name, wanted in asked.items() if wanted}
 
 
 PLAIN = "plain"

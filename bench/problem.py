@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from bench import trained
 from bench.cases import Option
 from bench.providers import Loss
 from bench.shapes import SPREAD, Shape
@@ -22,8 +23,12 @@ class Problem:
         self.dtype = dtype
         self.device = device
         self._generator = generator
-        self.inputs = tuple(self._normal(size, std) for size, std in shape.inputs)
-        self.target = torch.randint(shape.cols, shape.target_size, **here)
+        if shape.trained:
+            self.inputs, self.target = trained.draw(shape, dtype, device)
+        else:
+            self.inputs = tuple(self._normal(size, std) for size, std in shape.inputs)
+            target = shape.draw_target(generator)
+            self.target = target.to(dtype) if target.is_floating_point() else target
         self.weight = (0.5 + torch.rand(shape.cols, **here)).to(dtype)  # [C]
         self._probabilities = None
 
@@ -51,6 +56,16 @@ class Problem:
         if option.weighted:
             keywords["weight"] = self.weight
         return keywords
+
+    def fingerprint(self) -> list[float]:
+        """What changes when the inputs do."""
+        return [each.sum(dtype=torch.float64).item() for each in self.inputs]
+
+    def restore(self) -> None:
+        """Make the inputs what they were."""
+        fresh = type(self)(self.shape, self.dtype, self.device)
+        for each, original in zip(self.inputs, fresh.inputs, strict=True):
+            each.copy_(original)
 
     def copy(self) -> "Problem":
         """The same inputs in memory of their own."""

@@ -10,7 +10,7 @@ import torch
 
 from bench import device_timing, environment, memory, results, timing
 from bench.baselines import BASELINES, COPY
-from bench.cases import OPTIONS, PLAIN, Option
+from bench.cases import PLAIN, Option
 from bench.check import TOLERANCE, Errors, Expected
 from bench.problem import CALL_OF_WORK, Forward, Problem
 from bench.providers import Provider
@@ -37,7 +37,7 @@ class Plan:
     dtypes: Sequence[str] | None  # None: those of each shape
     works: Sequence[str]
     options: Sequence[str] | None  # None: all where the shape says so, else the plain loss
-    providers: Sequence[str]
+    providers: Sequence[str] | None  # None: all but those left out on this device
     minutes: float | None  # no shape is begun later
     weigh: bool
     threads: int
@@ -52,8 +52,19 @@ class Plan:
         ]
 
     def options_of(self, shape: Shape) -> list[Option]:
-        names = self.options or (OPTIONS if shape.every_option else [PLAIN])
-        return [OPTIONS[name] for name in names]
+        options = self.subject.options
+        names = self.options or (options if shape.every_option else [PLAIN])
+        return [options[name] for name in names]
+
+    def wanted_providers(self) -> list[Provider]:
+        """Those named, or all but the left out, which are named with the reason."""
+        providers = self.subject.providers
+        if self.providers:
+            return [providers[name] for name in self.providers]
+        for provider in providers.values():
+            if reason := provider.left_out.get(self.device):
+                say(f"left out {provider.name}: {reason}")
+        return [each for each in providers.values() if self.device not in each.left_out]
 
 
 @dataclass
@@ -83,7 +94,7 @@ def run(plan: Plan) -> Path:
     described = environment.describe(plan.device)
     name = results.file_name(plan.device, described["machine"], plan.threads)
     path = plan.csv or environment.ROOT / results.FOLDER / f"{plan.subject.file_prefix}{name}"
-    providers = available_providers([plan.subject.providers[name] for name in plan.providers])
+    providers = available_providers(plan.wanted_providers())
 
     problems = plan.problems()
     started = time.monotonic()
@@ -93,9 +104,14 @@ def run(plan: Plan) -> Path:
             say(f"out of time, not measured: {left}")
             break
         say(f"[{index + 1}/{len(problems)}] {shape.name} {shape.label} {dtype}")
+        try:
+            problem = Problem(shape, getattr(torch, dtype), plan.device)
+        except ImportError as error:  # of a trained model's shape, which needs a tokenizer
+            say(f"skipped {shape.name}: {error}")
+            continue
         rows = [
             to_result(plan, shape, dtype, contender, described)
-            for contender in measure(plan, shape, dtype, providers)
+            for contender in measure(plan, problem, providers)
         ]
         results.merge(path, rows, plan.subject.result)
     return path
@@ -107,18 +123,30 @@ def available_providers(providers: Iterable[Provider]) -> list[Provider]:
     for provider in providers:
         try:
             provider.load("forward")
-        except ImportError as error:
-            say(f"skipped {provider.name}: {error}")
+        # Whatever goes wrong while a package is imported is a reason to do without it.
+        except Exception as error:
+            reason = error if isinstance(error, ImportError) else summary_of(error)
+            say(f"skipped {provider.name}: {reason}")
         else:
             available.append(provider)
     return available
 
 
-def measure(plan: Plan, shape: Shape, dtype: str, providers: Sequence[Provider]) -> list[Contender]:
+def able(problem: Problem, providers: Iterable[Provider]) -> list[Provider]:
+    """Those that can be given the problem; the others are named with the reason."""
+    dtype = str(problem.dtype).removeprefix("torch.")
+    obstacles = {each: each.obstacles(problem.shape, dtype) for each in providers}
+    for provider, reasons in obstacles.items():
+        if reasons:
+            say(f"  without {provider.name}: not for {', '.join(sorted(reasons))}")
+    return [provider for provider, reasons in obstacles.items() if not reasons]
+
+
+def measure(plan: Plan, problem: Problem, providers: Sequence[Provider]) -> list[Contender]:
     """Every contender at one shape and dtype."""
-    problem = Problem(shape, getattr(torch, dtype), plan.device)
+    providers = able(problem, providers)
     contenders = []
-    for option in plan.options_of(shape):
+    for option in plan.options_of(problem.shape):
         contenders += checked(plan, problem, option, providers)
 
     right = [contender for contender in contenders if contender.status == results.OK]
@@ -149,16 +177,22 @@ def checked(
 def check(contender: Contender, problem: Problem, expected: Expected) -> None:
     """Build the call and compare it with float64; a contender that fails here is never timed."""
     try:
+        fingerprint = problem.fingerprint()
         loss = contender.provider.load(contender.work)
         call = CALL_OF_WORK[contender.work](loss, problem, contender.option)
         contender.errors = expected.errors(call)
         call.release()
+        overwritten = problem.fingerprint() != fingerprint
     # Whatever a provider raises is a result about the provider, it does not end the run.
     except Exception as error:
         fail(contender, error)
     else:
         contender.call = call
-        if not contender.errors.within(TOLERANCE[problem.dtype]):
+        if overwritten:
+            problem.restore()  # or those that follow would get other inputs
+            contender.status = results.WRONG
+            contender.detail = "it overwrote its inputs"
+        elif not contender.errors.within(TOLERANCE[problem.dtype]):
             contender.status = results.WRONG
             contender.detail = str(contender.errors)
     if contender.status != results.OK:
@@ -238,7 +272,11 @@ def times_on_device(
 
 def fail(contender: Contender, error: Exception) -> None:
     contender.status = results.FAILED
-    contender.detail = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    contender.detail = summary_of(error)
+
+
+def summary_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def to_result(

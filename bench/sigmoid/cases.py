@@ -1,0 +1,62 @@
+"""Named shapes in order of worth, the works and options measured, and what must be reached."""
+
+from dataclasses import dataclass
+
+import torch
+
+from bench.cases import PLAIN, WORKS_OF_DEVICE, Option
+from bench.shapes import Shape
+
+# There is no form that may overwrite the logits.
+WORKS = {
+    device: tuple(work for work in works if work != "one_pass")
+    for device, works in WORKS_OF_DEVICE.items()
+}
+
+OPTIONS = {
+    option.name: option
+    for option in (
+        Option(PLAIN),  # binary cross entropy
+        Option("weight", weighted=True),
+        Option("focal", arguments={"gamma": 2.0, "alpha": 0.25}),
+        Option("weight+focal", weighted=True, arguments={"gamma": 2.0, "alpha": 0.25}),
+    )
+}
+
+
+@dataclass(frozen=True)
+class SigmoidShape(Shape):
+    """Logits [N, C], and labels of the same size: 1 for yes, 0 for no."""
+
+    share: float = 0.0  # of the labels that are yes; 0: one at most in each row
+
+    def draw_target(self, generator: torch.Generator) -> torch.Tensor:
+        here = {"generator": generator, "device": generator.device}
+        if self.share:
+            return torch.bernoulli(torch.full(self.size, self.share, device=here["device"]), **here)
+        # One class more than there are: the background, of which no label is yes.
+        index = torch.randint(self.cols + 1, self.target_size, **here)
+        return torch.nn.functional.one_hot(index, self.cols + 1)[:, :-1].float()
+
+
+DETECTION = "boxes of a detector over the 80 classes of COCO, at most one of them right"
+LABELS = "labels of a picture or text, a few of thousands right"
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        SigmoidShape("detection", (65536, 80), DETECTION, every_option=True),
+        SigmoidShape("multi-label", (1024, 8192), LABELS, every_option=True, share=0.01),
+        SigmoidShape(
+            "detection-batch", (1 << 22, 80), DETECTION, every_option=True, devices=("cuda",)
+        ),
+        SigmoidShape(
+            "multi-label-batch",
+            (32768, 8192),
+            LABELS,
+            every_option=True,
+            devices=("cuda",),
+            share=0.01,
+        ),
+    )
+}
