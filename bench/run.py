@@ -10,9 +10,9 @@ import torch
 
 from bench import device_timing, environment, memory, results, timing
 from bench.baselines import BASELINES, COPY
-from bench.cases import OPTIONS, PLAIN, Option
+from bench.cases import OPTIONS, Option
 from bench.check import TOLERANCE, Errors, Expected
-from bench.problem import CALL_OF_WORK, Forward, Problem
+from bench.problem import Forward, Problem
 from bench.providers import Provider
 from bench.results import Result
 from bench.shapes import Shape
@@ -36,7 +36,7 @@ class Plan:
     shapes: Sequence[Shape]
     dtypes: Sequence[str] | None  # None: those of each shape
     works: Sequence[str]
-    options: Sequence[str] | None  # None: all where the shape says so, else the plain loss
+    options: Sequence[str] | None  # None: those of each shape
     providers: Sequence[str]
     minutes: float | None  # no shape is begun later
     weigh: bool
@@ -52,8 +52,7 @@ class Plan:
         ]
 
     def options_of(self, shape: Shape) -> list[Option]:
-        names = self.options or (OPTIONS if shape.every_option else [PLAIN])
-        return [OPTIONS[name] for name in names]
+        return [OPTIONS[name] for name in self.options or shape.options]
 
 
 @dataclass
@@ -67,10 +66,11 @@ class Contender:
     status: str = results.OK
     detail: str = ""
     errors: Errors = field(default_factory=Errors)
-    peak_bytes: int | None = None
+    memory: dict[str, int] = field(default_factory=dict)
     time: Summary | None = None
     baseline_time: Summary | None = None
     others_share: float | None = None
+    clocks: str = ""
 
     @property
     def name(self) -> str:
@@ -116,7 +116,7 @@ def available_providers(providers: Iterable[Provider]) -> list[Provider]:
 
 def measure(plan: Plan, shape: Shape, dtype: str, providers: Sequence[Provider]) -> list[Contender]:
     """Every contender at one shape and dtype."""
-    problem = Problem(shape, getattr(torch, dtype), plan.device)
+    problem = plan.subject.problem(shape, getattr(torch, dtype), plan.device)
     contenders = []
     for option in plan.options_of(shape):
         contenders += checked(plan, problem, option, providers)
@@ -150,7 +150,7 @@ def check(contender: Contender, problem: Problem, expected: Expected) -> None:
     """Build the call and compare it with float64; a contender that fails here is never timed."""
     try:
         loss = contender.provider.load(contender.work)
-        call = CALL_OF_WORK[contender.work](loss, problem, contender.option)
+        call = problem.call(contender.work, loss, contender.option)
         contender.errors = expected.errors(call)
         call.release()
     # Whatever a provider raises is a result about the provider, it does not end the run.
@@ -169,13 +169,12 @@ def weigh(plan: Plan, problem: Problem, contenders: Sequence[Contender]) -> None
     """Peak memory of the contenders of one provider."""
     if problem.device == "cuda":
         for each in contenders:
-            each.call.prepare()
-            each.peak_bytes = memory.allocated_growth(each.call.run, problem.device)
+            each.memory = problem.weigh(each.call, memory.allocated_growth)
             each.call.release()
         return
     if not contenders:
         return
-    growth = memory.measure(
+    weighed = memory.measure(
         plan.subject.name,
         contenders[0].provider.name,
         problem.shape.name,
@@ -184,7 +183,7 @@ def weigh(plan: Plan, problem: Problem, contenders: Sequence[Contender]) -> None
         [(each.work, each.option.name) for each in contenders],
     )
     for each in contenders:
-        each.peak_bytes = growth.get((each.work, each.option.name))
+        each.memory = weighed.get((each.work, each.option.name), {})
 
 
 def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) -> None:
@@ -193,10 +192,17 @@ def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) 
         return
     others = environment.OtherProcesses()
     if problem.device == "cuda":
-        times = times_on_device(problem, contenders, baseline)
+        times = (
+            interleave(calls_of(problem, contenders, baseline), device_timing.time_on_host)
+            if contenders[0].call.on_host
+            else times_on_device(problem, contenders, baseline)
+        )
     else:
         times = interleave(calls_of(problem, contenders, baseline))
     share = others.share()
+    clocks = environment.clocks() if problem.device == "cuda" else ""
+    if clocks:
+        say(f"  {clocks}")
     if share is not None and share > QUIET:
         say(f"  busy machine: other processes took {share:.0%} of the processors")
     say(f"  {baseline:53} {times[baseline].median:12.1f} us")
@@ -204,6 +210,7 @@ def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) 
         if each.name not in times:
             continue
         each.others_share = share
+        each.clocks = clocks
         each.time = times[each.name]
         each.baseline_time = times[baseline]
         spread = (each.time.q3 - each.time.q1) / each.time.median
@@ -226,8 +233,7 @@ def times_on_device(
         return interleave(calls_of(problem, contenders, baseline), device_timing.time_calls)
     replays = {baseline: device_timing.Replay([BASELINES[baseline](each) for each in copies])}
     for each in contenders:
-        form = CALL_OF_WORK[each.work]
-        calls = [form(each.call.loss, copy, each.option) for copy in copies]
+        calls = [copy.call(each.work, each.call.loss, each.option) for copy in copies]
         try:
             replays[each.name] = device_timing.Replay(calls)
         except RuntimeError as error:
@@ -268,7 +274,8 @@ def to_result(
         rounds=times and times.rounds,
         calls=times and times.calls,
         others_share=contender.others_share,
-        peak_bytes=contender.peak_bytes,
+        clocks=contender.clocks,
+        **contender.memory,
         **{f"{name}_error": error for name, error in contender.errors.items()},
         **columns,
         **described,

@@ -3,6 +3,11 @@
 import math
 from dataclasses import dataclass
 
+from bench.cases import OPTIONS, PLAIN
+
+# Rare classes and hard positions are what segmentation weights and focuses.
+SEGMENTATION_OPTIONS = (PLAIN, "weight", "focal", "weight+focal", "smoothing")
+
 SPREAD = 3.0  # standard deviation of the logits: rows far from uniform, as in training
 
 
@@ -14,7 +19,7 @@ class Shape:
     size: tuple[int, ...]  # [N, C, d1, ...]
     why: str
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    every_option: bool = False  # measure every option here, elsewhere only the plain loss
+    options: tuple[str, ...] = (PLAIN,)  # what is measured unless options are named
     devices: tuple[str, ...] = ("cpu",)  # where it is measured unless shapes are named
 
     @property
@@ -51,22 +56,38 @@ def _head(rows: int, cols: int, why: str, dtypes: tuple[str, ...] = ("bfloat16",
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("llama2", (1024, 32000), "a language model's head", every_option=True),
+        Shape("llama2", (1024, 32000), "a language model's head", options=tuple(OPTIONS)),
         Shape(
             "small",
             (64, 10),
             "a digits classifier: nothing but the latency of a call",
             dtypes=("float32",),
-            every_option=True,
+            options=tuple(OPTIONS),
             devices=("cpu", "cuda"),
         ),
-        Shape("imagenet", (8192, 1000), "many short rows", every_option=True),
+        Shape("imagenet", (8192, 1000), "many short rows", options=tuple(OPTIONS)),
         Shape(
             "segmentation",
             (8, 21, 512, 512),
             "classes in the middle: neighbouring pixels, not neighbouring classes, share a line",
             dtypes=("float32",),
-            every_option=True,
+            options=SEGMENTATION_OPTIONS,
+            devices=("cpu", "cuda"),
+        ),
+        Shape(
+            "cityscapes",
+            (2, 19, 512, 1024),
+            "street scenes: few large images",
+            dtypes=("float32",),
+            options=SEGMENTATION_OPTIONS,
+            devices=("cpu", "cuda"),
+        ),
+        Shape(
+            "volume",
+            (1, 4, 96, 96, 96),
+            "a medical scan: four classes at each voxel",
+            dtypes=("float32",),
+            options=SEGMENTATION_OPTIONS,
             devices=("cpu", "cuda"),
         ),
         Shape("gpt2", (1024, 50257), "an odd number of classes: no row starts aligned"),
@@ -94,9 +115,12 @@ SHAPES = {
             (8192, 32000),
             "where options are compared",
             dtypes=("bfloat16", "float32", "float16"),
-            every_option=True,
+            options=tuple(OPTIONS),
             devices=("cuda",),
         ),
         Shape("imagenet-batch", (1024, 1000), "a few microseconds of work", devices=("cuda",)),
     )
 }
+
+# Classes in the middle, neighbouring positions side by side: what `segmentation` measures.
+SEGMENTATION = {name: shape for name, shape in SHAPES.items() if len(shape.size) > 2}
