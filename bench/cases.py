@@ -11,6 +11,17 @@ WORKS = {
     "one_pass": "one pass in place",  # the same of a layer's output, which ours may overwrite
 }
 
+# How a call is made that takes less than what leads to it: the works of `small`.
+MODES = {
+    "eager": "eager call",
+    "compiled": "compiled call",  # by torch.compile, of a function that calls the loss
+    "graph": "replay of a CUDA graph",
+}
+
+STEP = "step"  # the work of `training`
+
+TITLES = WORKS | MODES | {STEP: "training step"}
+
 # On a CPU the gradient of a small problem is made in the forward pass, so there is no backward pass
 # to time alone.
 WORKS_OF_DEVICE = {"cpu": ("forward", "forward_backward", "one_pass"), "cuda": tuple(WORKS)}

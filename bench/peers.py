@@ -120,10 +120,9 @@ def load_mmcv(work: str) -> Loss:
     from mmcv.ops import softmax_focal_loss
 
     def loss(logits, target, weight=None, gamma=0.0):
-        # Its alpha is one factor for all classes, 1 for none; its mean divides by the rows.
+        # Its alpha is one factor for all classes; its own mean divides by the rows.
         alpha = 1.0
-        if weight is None:
-            return softmax_focal_loss(logits, target, gamma, alpha, None, "mean")
-        return softmax_focal_loss(logits, target, gamma, alpha, weight, "sum") / weight[target].sum()
+        total = softmax_focal_loss(logits, target, gamma, alpha, weight, "sum")
+        return total / (len(target) if weight is None else weight[target].sum())
 
     return loss

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -11,6 +12,8 @@ from bench.providers import Loss
 from bench.shapes import SPREAD, Shape
 
 SEED = 0
+
+Growth = Callable[[Callable[[], object]], int]  # bytes by which memory grows while it runs
 
 
 class Problem:
@@ -67,6 +70,15 @@ class Problem:
         for each, original in zip(self.inputs, fresh.inputs, strict=True):
             each.copy_(original)
 
+    def call(self, work: str, loss: Loss, option: Option) -> "Forward":
+        """What is checked, weighed and timed."""
+        return CALL_OF_WORK[work](loss, self, option)
+
+    def weigh(self, call: "Forward", growth: Growth) -> dict[str, int]:
+        """The columns that say how much memory a call needs; it has run before."""
+        call.prepare()
+        return {"peak_bytes": growth(call.run)}
+
     def copy(self) -> "Problem":
         """The same inputs in memory of their own."""
         copied = copy.copy(self)
@@ -86,6 +98,7 @@ class Forward:
     """The loss of inputs that require no gradient."""
 
     prepares = False  # whether `prepare` is work for the device
+    on_host = False  # whether the host's time counts, also where a device does the work
 
     def __init__(self, loss: Loss, problem: Problem, option: Option):
         self.loss = loss
@@ -147,6 +160,12 @@ class Backward(ForwardBackward):
         self.pending = None
 
 
+class HostCall(ForwardBackward):
+    """The same for its latency: how long the caller is kept."""
+
+    on_host = True
+
+
 class _Layer(torch.autograd.Function):
     """Stands for the layer that made the logits: new memory forward, a sink for gradients."""
 
@@ -190,4 +209,7 @@ CALL_OF_WORK: dict[str, type[Forward]] = {
     "backward": Backward,
     "forward_backward": ForwardBackward,
     "one_pass": OnePass,
+    "eager": HostCall,
+    "compiled": HostCall,
+    "graph": ForwardBackward,
 }

@@ -70,20 +70,21 @@ def _cross_entropy(logits, target, weight=None, label_smoothing=0.0):
     return F.cross_entropy(logits, target, weight, label_smoothing=label_smoothing)
 
 
-def compiled(function: FunctionType, mode: str | None = None) -> Loss:
+def compiled(function: FunctionType, **how: bool | str) -> Loss:
     """Under torch.compile, apart from whatever else was compiled of this function.
 
     Dynamo keeps its compiled entries per code object and searches them at every call. With a code
     object of its own each contender has one entry, as in a program with one way to call the loss.
     """
     code = function.__code__.replace()
-    loss = FunctionType(code, function.__globals__, "loss", function.__defaults__)
-    return torch.compile(loss, dynamic=False, mode=mode)
+    names = (function.__globals__, "loss", function.__defaults__, function.__closure__)
+    loss = FunctionType(code, *names)
+    return torch.compile(loss, dynamic=False, **how)
 
 
 def autotuned(function: FunctionType) -> Loss:
     """Without CUDA graphs of its own: they cannot be captured into the graph that is timed."""
-    return compiled(function, "max-autotune-no-cudagraphs")
+    return compiled(function, mode="max-autotune-no-cudagraphs")
 
 
 def load_compiled(work: str) -> Loss:

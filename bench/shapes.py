@@ -5,6 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.cases import OPTIONS, PLAIN
+
+EVERY_OPTION = tuple(OPTIONS)
+# Rare classes and hard positions are what segmentation weights and focuses.
+SEGMENTATION_OPTIONS = (PLAIN, "weight", "focal", "weight+focal", "smoothing")
+
 SPREAD = 3.0  # standard deviation of the logits: rows far from uniform, as in training
 
 # What not everybody can be given: dimensions beyond [N, C]; rows that do not all begin at a
@@ -20,7 +26,7 @@ class Shape:
     size: tuple[int, ...]  # [N, C, d1, ...]
     why: str
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    every_option: bool = False  # measure every option here, elsewhere only the plain loss
+    options: tuple[str, ...] = (PLAIN,)  # what is measured unless options are named
     devices: tuple[str, ...] = ("cpu",)  # where it is measured unless shapes are named
     trained: bool = False  # logits of a trained model, not random ones: see trained.py
 
@@ -77,25 +83,42 @@ TRAINED_CLASSES = 32768
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("llama2", (1024, 32000), "a language model's head", every_option=True),
+        Shape("llama2", (1024, 32000), "a language model's head", options=EVERY_OPTION),
         Shape(
             "small",
             (64, 10),
             "a digits classifier: nothing but the latency of a call",
             dtypes=("float32",),
-            every_option=True,
+            options=EVERY_OPTION,
             devices=("cpu", "cuda"),
         ),
-        Shape("imagenet", (8192, 1000), "many short rows", every_option=True),
+        Shape("imagenet", (8192, 1000), "many short rows", options=EVERY_OPTION),
         Shape(
             "segmentation",
             (8, 21, 512, 512),
             "classes in the middle: neighbouring pixels, not neighbouring classes, share a line",
             dtypes=("float32",),
-            every_option=True,
+            options=SEGMENTATION_OPTIONS,
+            devices=("cpu", "cuda"),
+        ),
+        Shape(
+            "cityscapes",
+            (2, 19, 512, 1024),
+            "street scenes: few large images",
+            dtypes=("float32",),
+            options=SEGMENTATION_OPTIONS,
+            devices=("cpu", "cuda"),
+        ),
+        Shape(
+            "volume",
+            (1, 4, 96, 96, 96),
+            "a medical scan: four classes at each voxel",
+            dtypes=("float32",),
+            options=SEGMENTATION_OPTIONS,
             devices=("cpu", "cuda"),
         ),
         Shape("gpt2", (1024, 50257), "an odd number of classes: no row starts aligned"),
+        _trained("trained", 1024, ("float32", "bfloat16"), "cpu"),
         Shape("llama3", (256, 128256), "rows of half a megabyte"),
         Shape("llama3-decode", (16, 128256), "few rows"),
         Shape(
@@ -107,7 +130,6 @@ SHAPES = {
         Shape("qwen", (216, 151936), "the vocabulary of Qwen 2.5"),
         Shape("tokens-64k", (512, 65536), "a power of two: rows that meet in the same cache sets"),
         Shape("characters", (8192, 4096), "rows that fit the L1 cache"),
-        _trained("trained", 1024, ("float32", "bfloat16"), "cpu"),
         _head(8192, 128256, "a batch of Llama 3"),
         _head(10240, 50257, "an odd number of classes: no row starts aligned"),
         _head(10240, 50264, "its next multiple of 8"),
@@ -122,10 +144,13 @@ SHAPES = {
             (8192, 32000),
             "where options are compared",
             ALL_DTYPES,
-            every_option=True,
+            options=EVERY_OPTION,
             devices=("cuda",),
         ),
         _trained("trained-batch", 16384, ALL_DTYPES, "cuda"),
         Shape("imagenet-batch", (1024, 1000), "a few microseconds of work", devices=("cuda",)),
     )
 }
+
+# Classes in the middle, neighbouring positions side by side: what `segmentation` measures.
+SEGMENTATION = {name: shape for name, shape in SHAPES.items() if len(shape.size) > 2}

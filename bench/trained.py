@@ -58,7 +58,8 @@ def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def train(training: Training, device: str) -> dict[str, torch.Tensor]:
     """Train the model and return what it makes of text that it has not seen."""
     from demo import corpus
-    from demo.language_model import Setup, Transformer, draw_texts
+    from demo.language_model import Setup, draw_texts
+    from demo.transformer import Transformer
 
     print(f"training a model for {training.steps} steps", flush=True)
     setup = Setup(
@@ -75,7 +76,9 @@ def train(training: Training, device: str) -> dict[str, torch.Tensor]:
     split = len(tokens) - setup.held_out_tokens
 
     torch.manual_seed(setup.seed)
-    model = Transformer(setup).to(device)
+    model = Transformer(setup.vocab_size, setup.context, setup.width, setup.heads, setup.layers).to(
+        device
+    )
     optimizer = torch.optim.AdamW(model.parameters(), setup.learning_rate)
     for text in islice(draw_texts(tokens[:split], setup), training.steps):
         text = text.to(device)

@@ -24,11 +24,18 @@ OPTIONS = {
 }
 
 
+SEVERAL = "several labels in a row"  # a trait of shapes
+
+
 @dataclass(frozen=True)
 class SigmoidShape(Shape):
     """Logits [N, C], and labels of the same size: 1 for yes, 0 for no."""
 
     share: float = 0.0  # of the labels that are yes; 0: one at most in each row
+
+    @property
+    def traits(self) -> frozenset[str]:
+        return super().traits | ({SEVERAL} if self.share else frozenset())
 
     def draw_target(self, generator: torch.Generator) -> torch.Tensor:
         here = {"generator": generator, "device": generator.device}
@@ -39,24 +46,23 @@ class SigmoidShape(Shape):
         return torch.nn.functional.one_hot(index, self.cols + 1)[:, :-1].float()
 
 
-DETECTION = "boxes of a detector over the 80 classes of COCO, at most one of them right"
-LABELS = "labels of a picture or text, a few of thousands right"
+def _detection(name: str, rows: int, device: str) -> SigmoidShape:
+    why = "boxes of a detector over the 80 classes of COCO, at most one of them right"
+    return SigmoidShape(name, (rows, 80), why, options=tuple(OPTIONS), devices=(device,))
+
+
+def _multi_label(name: str, rows: int, device: str) -> SigmoidShape:
+    why = "labels of a picture or a text: 1 % of thousands are right"
+    size = (rows, 8192)
+    return SigmoidShape(name, size, why, options=tuple(OPTIONS), devices=(device,), share=0.01)
+
 
 SHAPES = {
     shape.name: shape
     for shape in (
-        SigmoidShape("detection", (65536, 80), DETECTION, every_option=True),
-        SigmoidShape("multi-label", (1024, 8192), LABELS, every_option=True, share=0.01),
-        SigmoidShape(
-            "detection-batch", (1 << 22, 80), DETECTION, every_option=True, devices=("cuda",)
-        ),
-        SigmoidShape(
-            "multi-label-batch",
-            (32768, 8192),
-            LABELS,
-            every_option=True,
-            devices=("cuda",),
-            share=0.01,
-        ),
+        _detection("detection", 65536, "cpu"),
+        _multi_label("multi-label", 1024, "cpu"),
+        _detection("detection-batch", 1 << 22, "cuda"),
+        _multi_label("multi-label-batch", 32768, "cuda"),
     )
 }

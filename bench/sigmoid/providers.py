@@ -9,6 +9,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from bench.cases import WEIGHT
 from bench.peers import Loss, require_cuda
 from bench.providers import APEX, COMPILED, MMCV, OURS, Provider, compiled, table
+from bench.sigmoid.cases import SEVERAL
 
 TORCH = "F.binary_cross_entropy_with_logits"
 TORCHVISION = "torchvision"
@@ -52,28 +53,28 @@ def load_compiled_torchvision(work: str) -> Loss:
     def loss(logits, target, gamma, alpha):
         return sigmoid_focal_loss(logits, target, alpha, gamma, "mean")
 
-    return torch.compile(loss, dynamic=False)
+    return compiled(loss)
 
 
 def load_mmcv(work: str) -> Loss:
     require_cuda()
     from mmcv.ops import sigmoid_focal_loss
 
-    def loss(logits, index, weight=None, *, gamma, alpha):
-        total = sigmoid_focal_loss(logits, index, gamma, alpha, None, "sum")
-        return total / logits.numel()
+    def loss(logits, index, gamma, alpha):
+        # Its own mean divides by the rows.
+        return sigmoid_focal_loss(logits, index, gamma, alpha, None, "sum") / logits.numel()
 
     return of_indices(loss)
 
 
 def load_apex(work: str) -> Loss:
-    """It divides by the number of positive boxes: here, to be the mean, by that of the labels."""
     require_cuda()
     from apex.contrib.focal_loss.focal_loss import focal_loss
 
-    def loss(logits, index, *, gamma, alpha):
-        count = logits.new_full((), logits.numel(), dtype=torch.float32)
-        return focal_loss(logits, index, count, logits.shape[1], alpha, gamma)
+    def loss(logits, index, gamma, alpha):
+        # It divides by a number of boxes: for the mean, by that of the labels.
+        divisor = torch.full((), logits.numel(), dtype=torch.float32, device=logits.device)
+        return focal_loss(logits, index, divisor, logits.shape[1], alpha, gamma)
 
     return of_indices(loss)
 
@@ -91,12 +92,14 @@ def of_indices(loss: Callable[..., torch.Tensor]) -> Loss:
     return of_labels
 
 
+OF_INDICES = frozenset({SEVERAL, "bfloat16"})
+
 PROVIDERS = table(
     Provider(OURS, load_ours, FOCAL | {WEIGHT}),
     Provider(TORCH, load_torch, frozenset({WEIGHT})),
     Provider(COMPILED, load_compiled, frozenset({WEIGHT})),
     Provider(TORCHVISION, load_torchvision, FOCAL, needs=FOCAL),
     Provider(COMPILED_TORCHVISION, load_compiled_torchvision, FOCAL, needs=FOCAL),
-    Provider(MMCV, load_mmcv, FOCAL, needs=FOCAL, lacks=frozenset({"bfloat16"})),
-    Provider(APEX, load_apex, FOCAL, needs=FOCAL, lacks=frozenset({"bfloat16"})),
+    Provider(MMCV, load_mmcv, FOCAL, needs=FOCAL, lacks=OF_INDICES),
+    Provider(APEX, load_apex, FOCAL, needs=FOCAL, lacks=OF_INDICES),
 )
