@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.cases import COPY_BUDGETS, OPTION_BUDGETS, OPTIONS, PLAIN, SPEEDUP_BUDGETS, WORKS
-from bench.providers import COMPILED, OURS, PROVIDERS, TORCH
+from bench.cases import COPY_BUDGETS, OPTION_BUDGETS, OPTIONS, PLAIN, SPEEDUP_BUDGETS, WORKS, Option
+from bench.providers import COMPILED, OURS, TORCH
 from bench.results import OK, LogitsResult, Result
 from bench.shapes import SHAPES, Shape
-
-PEERS = [name for name in PROVIDERS if name not in (OURS, TORCH, COMPILED)]
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,13 @@ class Comparison:
         return time_ratio(self.timed(provider), self.ours)
 
     @property
+    def fastest_other(self) -> Result | None:
+        return min(self.others, key=lambda row: row.median_us, default=None)
+
+    @property
     def lead(self) -> float | None:
         """Time of the fastest other provider / ours."""
-        ratios = [time_ratio(row, self.ours) for row in self.others if self.ours]
-        return min(ratios, default=None)
+        return time_ratio(self.fastest_other, self.ours)
 
     def promises(self) -> Iterable[Promise]:
         """What was promised of this case."""
@@ -99,10 +100,6 @@ class LogitsComparison(Comparison):
     @property
     def compiled(self) -> Result | None:
         return self.timed(COMPILED)
-
-    @property
-    def peers(self) -> list[Result]:
-        return [row for name in PEERS if (row := self.timed(name))]
 
     @property
     def speedup(self) -> float | None:
@@ -182,7 +179,9 @@ def compare(results: Sequence[LogitsResult]) -> list[LogitsComparison]:
 
 
 def by_case(
-    results: Sequence[Result], shapes: Mapping[str, Shape]
+    results: Sequence[Result],
+    shapes: Mapping[str, Shape],
+    options: Mapping[str, Option] = OPTIONS,
 ) -> dict[tuple[str, str, str, str], dict[str, Result]]:
     """Shape, dtype, work and option -> provider -> row, in the order of shapes, works, options."""
     cases: dict[tuple[str, str, str, str], dict[str, Result]] = {}
@@ -192,7 +191,7 @@ def by_case(
 
     def order(case: tuple[str, str, str, str]) -> tuple[int, bool, int, int]:
         shape, dtype, work, option = case
-        in_order = (list(shapes).index(shape), list(WORKS).index(work), list(OPTIONS).index(option))
+        in_order = (list(shapes).index(shape), list(WORKS).index(work), list(options).index(option))
         return (in_order[0], dtype != "float32", *in_order[1:])
 
     return {case: cases[case] for case in sorted(cases, key=order)}

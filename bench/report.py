@@ -9,6 +9,8 @@ from bench.comparison import Comparison, Run
 from bench.linear import comparison as linear_comparison
 from bench.linear import tables as linear_tables
 from bench.results import LinearResult, LogitsResult, Result
+from bench.sigmoid import comparison as sigmoid_comparison
+from bench.sigmoid import tables as sigmoid_tables
 from bench.tables import FULL, SUMMARY
 
 
@@ -61,7 +63,16 @@ LINEAR = Part(
     linear_tables.summary,
     linear_tables.full,
 )
-PARTS = (LOGITS, LINEAR)
+SIGMOID = Part(
+    "sigmoid",
+    "sigmoid",
+    "sigmoid-cpu-*.csv",
+    LogitsResult,
+    sigmoid_comparison.compare,
+    sigmoid_tables.summary,
+    sigmoid_tables.full,
+)
+PARTS = (LOGITS, LINEAR, SIGMOID)
 
 
 def draw(run: Run) -> list[Path]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cases import WORKS
-from bench.comparison import Comparison, Run, relative_spread
+from bench.comparison import Comparison, Run, relative_spread, time_ratio
+from bench.providers import OURS
 from bench.results import OK, Result
 
 SUMMARY, FULL = Path("README.md"), Path("bench") / "README.md"  # the documents, in a checkout
@@ -14,8 +15,20 @@ SUMMARY, FULL = Path("README.md"), Path("bench") / "README.md"  # the documents,
 @dataclass(frozen=True)
 class Column:
     title: str
-    cell: Callable[[Comparison], str]
+    cell: Callable[["Comparison | Entry"], str]
     left: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One other provider at one case, as a row of its own."""
+
+    comparison: Comparison
+    result: Result
+
+    @property
+    def case(self) -> Result:
+        return self.result
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,76 @@ def provenance(run: Run) -> str:
     )
 
 
-def table(rows: Sequence[Comparison], columns: Sequence[Column]) -> str:
+def everyone_else(
+    run: Run, shown: Iterable[str], case: Sequence[Column], errors_of: Sequence[str]
+) -> list[Chapter]:
+    """Who has no columns elsewhere; no chapter where there is nobody."""
+    entries = [
+        Entry(comparison, row)
+        for comparison in run.comparisons
+        for row in comparison.others
+        if row.provider not in shown
+    ]
+    columns = [
+        *case,
+        Column("provider", lambda row: row.result.provider, left=True),
+        Column("time", lambda row: duration(row.result)),
+        Column("/ ours", lambda row: ratio(time_ratio(row.result, row.comparison.ours))),
+        Column("IQR", lambda row: spread(row.result)),
+        Column("peak MiB", lambda row: mebibytes(row.result)),
+        Column("errors", lambda row: errors(row.result, errors_of)),
+    ]
+    return [Chapter("Everyone else", "", table(entries, columns))] if entries else []
+
+
+def fastest_other(comparison: Comparison) -> str:
+    other = comparison.fastest_other
+    return f"`{other.provider}` {time_and_ratio(comparison, other.provider)}" if other else "-"
+
+
+def present(run: Run, names: Iterable[str]) -> list[str]:
+    """Those of them that took part."""
+    took_part = {row.provider for row in run.results}
+    return [name for name in names if name in took_part]
+
+
+def of_each(names: Iterable[str], cell: Callable[[Result | None], str]) -> list[Column]:
+    """A column for each provider."""
+    return [
+        Column(
+            "ours" if name == OURS else f"`{name}`",
+            lambda row, name=name: cell(row.timed(name)),
+        )
+        for name in names
+    ]
+
+
+def times_of_others(names: Iterable[str]) -> list[Column]:
+    """A column for each provider but ours."""
+    return [
+        Column(f"`{name}`", lambda row, name=name: time_and_ratio(row, name))
+        for name in names
+        if name != OURS
+    ]
+
+
+def time_and_ratio(comparison: Comparison, provider: str) -> str:
+    other = comparison.timed(provider)
+    return f"{duration(other)} ({ratio(time_ratio(other, comparison.ours))})" if other else "-"
+
+
+def spread(result: Result | None) -> str:
+    return of(result, relative_spread, ".0%")
+
+
+def mebibytes(result: Result | None) -> str:
+    """Peak memory."""
+    if result is None or result.peak_bytes is None:
+        return "-"
+    return f"{result.peak_bytes / 2**20:.0f}"
+
+
+def table(rows: Sequence[Comparison | Entry], columns: Sequence[Column]) -> str:
     """A Markdown table; nothing if there are no rows."""
     if not rows:
         return ""
@@ -144,6 +226,9 @@ SHAPE = [
     Column("size", lambda row: row.case.size, left=True),
     Column("dtype", lambda row: row.case.dtype, left=True),
 ]
+WORK = Column("work", lambda row: WORKS[row.case.work], left=True)
+OPTION = Column("option", lambda row: row.case.option, left=True)
 OURS_TIME = Column("ours", lambda row: duration(row.ours))
-SPREAD = Column("IQR, ours", lambda row: of(row.ours, relative_spread, ".0%"))
+SPREAD = Column("IQR, ours", lambda row: spread(row.ours))
+FASTEST_OTHER = Column("the fastest other", fastest_other, left=True)
 BUDGET = Column("budget", lambda row: "; ".join(map(str, row.judged)), left=True)
