@@ -82,6 +82,12 @@ def parser() -> argparse.ArgumentParser:
     on_gpu.add_argument(
         "--device", choices=WORKS_OF_DEVICE, default="cuda", help="cpu: a rehearsal, tiny shapes"
     )
+    on_gpu.add_argument(
+        "--peers", type=Path, metavar="DIR", help="packages of other kernels: wheels, or unpacked"
+    )
+    on_gpu.add_argument(
+        "--sections", nargs="+", metavar="NAME", help="only these, and what they need"
+    )
     return top
 
 
@@ -150,7 +156,9 @@ def render_report(arguments: argparse.Namespace) -> int:
 
 
 def report_on_gpu(arguments: argparse.Namespace) -> int:
-    return gpu_report.run(arguments.out, arguments.minutes, arguments.device)
+    return gpu_report.run(
+        arguments.out, arguments.minutes, arguments.device, arguments.peers, arguments.sections
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ process of its own, and `report.md` is written anew after each.
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -16,55 +17,89 @@ from pathlib import Path
 
 from torch.utils.cpp_extension import CUDA_HOME
 
-from bench import environment, report, sections
+from bench import environment, gpu_peers, report, sections
 from bench.cases import PLAIN, WORKS
 from bench.comparison import LogitsComparison, time_ratio
 from bench.sections import Outcome, Section
 
 ENVIRONMENT, RESULTS, LINEAR_RESULTS = "environment.json", "logits.csv", "linear.csv"
-REPORT, LOG, SANITIZER_LOG = "report.md", "build-and-tests.log", "sanitizer.log"
+SIGMOID_RESULTS = "sigmoid.csv"
+REPORT, LOG = "report.md", "checks.log"
 PLOTS = ("logits-speedup.png", "logits-options.png")
-FILES = (ENVIRONMENT, RESULTS, LINEAR_RESULTS, REPORT, LOG, SANITIZER_LOG, *PLOTS)
+FILES = (ENVIRONMENT, RESULTS, LINEAR_RESULTS, SIGMOID_RESULTS, REPORT, LOG, *PLOTS)
+PEERS = environment.ROOT / "build" / "peers"  # where the wheels of other kernels are installed
 
 # Seconds, and arguments: calls that PyTorch makes to probe the driver may fail.
 SANITIZERS = {"memcheck": (60, ["--report-api-errors", "no"]), "racecheck": (60, [])}
 MOST_TEST_PROCESSES = 8  # each has a context of a few hundred MiB on the GPU
 
-# Name, seconds at most, arguments of `python -m bench logits`; of `python -m bench linear` below.
+# Name, seconds at most, arguments of `python -m bench` and the command of the table. First those
+# who are fast or much used, then everybody: each costs time, and some compile for long.
 PASSES = "--works forward backward one_pass"
+CHOSEN = "--providers torchce_cuda F.cross_entropy torch.compile Liger QuACK flash-attn"
 HEADLINES = (
-    ("forward", 50, "--shapes head-128256 --dtypes bfloat16 --works forward"),
-    ("backward", 55, "--shapes head-128256 --dtypes bfloat16 --works backward forward_backward"),
-    ("one pass", 50, "--shapes head-128256 --dtypes bfloat16 --works one_pass"),
+    ("forward", 50, f"--shapes head-128256 --dtypes bfloat16 --works forward {CHOSEN}"),
+    (
+        "backward",
+        55,
+        f"--shapes head-128256 --dtypes bfloat16 --works backward forward_backward {CHOSEN}",
+    ),
+    ("one pass", 50, f"--shapes head-128256 --dtypes bfloat16 --works one_pass {CHOSEN}"),
 )
 FURTHER_BENCHMARKS = (
     (
         "odd, short and long rows",
         75,
-        f"--shapes head-50257 head-50264 head-1000 head-256000 {PASSES}",
+        f"--shapes head-50257 head-50264 head-1000 head-256000 --dtypes bfloat16 {PASSES} {CHOSEN}",
     ),
+    ("options", 60, f"--shapes llama2-batch --dtypes bfloat16 {CHOSEN} fla mmcv"),
     (
-        "options",
-        40,
-        "--shapes llama2-batch --dtypes bfloat16 --providers torchce_cuda F.cross_entropy "
-        "--options plain focal weight smoothing z-loss softcap focal+smoothing all",
+        "other vocabularies",
+        75,
+        f"--shapes head-32000 head-151936 head-4096 head-65536 --dtypes bfloat16 {PASSES} {CHOSEN}",
     ),
-    ("other vocabularies", 60, f"--shapes head-32000 head-151936 head-4096 {PASSES}"),
+)
+CHOSEN_LINEAR = (
+    "--providers torchce_cuda 'F.linear + F.cross_entropy' torch.compile F.linear_cross_entropy "
+    "Liger 'Liger CuTe' cut-cross-entropy QuACK"
+)
+LINEAR_BENCHMARKS = (
+    ("linear", 90, f"--shapes llama3-8b {CHOSEN_LINEAR}"),
+    ("linear, other heads", 90, f"--shapes qwen2.5-3b gemma2-2b gpt2 {CHOSEN_LINEAR}"),
+)
+SIGMOID_BENCHMARKS = (("sigmoid", 60, "--dtypes bfloat16"),)
+TRAINED_BENCHMARKS = (
+    ("logits of a trained model", 90, f"--shapes trained-batch --dtypes bfloat16 {PASSES}"),
+)
+TRAINED_LINEAR_BENCHMARKS = (("head of a trained model", 60, "--shapes trained-batch"),)
+WITH_EVERYBODY = (
+    ("every provider", 120, f"--shapes head-128256 --dtypes bfloat16 {PASSES}"),
+    ("every provider, options", 120, "--shapes llama2-batch --dtypes bfloat16"),
+)
+LINEAR_WITH_EVERYBODY = (
+    ("linear, every provider", 150, "--shapes llama3-8b"),
+    ("linear, many features", 120, f"--shapes deepseek-v3 llama3-70b {CHOSEN_LINEAR}"),
+)
+OTHER_DTYPES = (
     (
         "float32 and float16",
-        50,
-        f"--shapes head-128256 llama2-batch --dtypes float32 float16 --options plain {PASSES}",
+        120,
+        f"--shapes head-128256 llama2-batch --dtypes float32 float16 --options plain {PASSES} "
+        f"{CHOSEN}",
     ),
     (
         "segmentation, small shapes",
         60,
-        "--shapes segmentation small imagenet-batch --options plain",
+        "--shapes segmentation cityscapes volume small imagenet-batch --options plain",
+    ),
+    (
+        "float32 and float16, other vocabularies",
+        180,
+        "--shapes head-50257 head-1000 head-256000 head-32000 head-151936 head-4096 head-65536 "
+        f"--dtypes float32 float16 {PASSES} {CHOSEN}",
     ),
 )
-LINEAR_BENCHMARKS = (
-    ("linear", 90, "--shapes llama3-8b"),
-    ("linear, other heads", 90, "--shapes qwen gemma2-2b gpt2"),
-)
+OTHER_SIGMOID_DTYPES = (("sigmoid, float32", 60, "--dtypes float32"),)
 REHEARSED_TESTS = ("tests/test_gpu_report.py", "-k", "essential")
 REHEARSAL = (
     (
@@ -75,10 +110,17 @@ REHEARSAL = (
     ),
 )
 REHEARSED_LINEAR = (("linear", 60, "--shapes small --providers torchce_cuda"),)
+REHEARSED_SIGMOID = (("sigmoid", 60, "--shapes small --providers torchce_cuda"),)
 
 
-def run(folder: Path, minutes: float, device: str) -> int:
-    """Everything that fits the minutes; returns an exit status."""
+def run(
+    folder: Path,
+    minutes: float,
+    device: str,
+    peers: Path | None = None,
+    chosen: Sequence[str] | None = None,
+) -> int:
+    """Everything, or the sections chosen, that fits the minutes; returns an exit status."""
     deadline = time.monotonic() + minutes * 60
     known = environment.describe_host()
     if device == "cuda" and "gpu name" not in known:
@@ -89,7 +131,13 @@ def run(folder: Path, minutes: float, device: str) -> int:
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     (folder / ENVIRONMENT).write_text(json.dumps(known, indent=2) + "\n")
-    planned = plan(folder, device, known)
+    if peers:
+        os.environ["PYTHONPATH"] = gpu_peers.search_path(peers, PEERS)
+    planned = [
+        section
+        for section in plan(folder, device, known)
+        if not chosen or section.essential or section.name in chosen
+    ]
 
     def after_each(outcomes: Sequence[Outcome]) -> None:
         sections.announce(outcomes[-1])
@@ -117,12 +165,15 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
     ) -> list[Section]:
         measure = [*python, "bench", command, *on_device, "--csv", str(folder / into)]
         return [
-            Section(name, [*measure, *arguments.split()], seconds)
+            Section(name, [*measure, *shlex.split(arguments)], seconds)
             for name, seconds, arguments in table
         ]
 
     def linear_benchmarks(table: Sequence[tuple[str, int, str]]) -> list[Section]:
         return benchmarks(table, "linear", LINEAR_RESULTS)
+
+    def sigmoid_benchmarks(table: Sequence[tuple[str, int, str]]) -> list[Section]:
+        return benchmarks(table, "sigmoid", SIGMOID_RESULTS)
 
     if device == "cpu":
         return [
@@ -131,6 +182,7 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
             Section("copy bandwidth", bandwidth, 60),
             *benchmarks(REHEARSAL),
             *linear_benchmarks(REHEARSED_LINEAR),
+            *sigmoid_benchmarks(REHEARSED_SIGMOID),
             Section("tests", [*python, "pytest", *REHEARSED_TESTS], 60, LOG),
             *(Section(tool, [], 1, obstacle="it watches a GPU") for tool in SANITIZERS),
             Section("plots", plots, 60),
@@ -144,6 +196,13 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
         *(sanitizer(tool, [*smoke, "--few"]) for tool in SANITIZERS),
         *benchmarks(FURTHER_BENCHMARKS),
         *linear_benchmarks(LINEAR_BENCHMARKS),
+        *sigmoid_benchmarks(SIGMOID_BENCHMARKS),
+        *benchmarks(TRAINED_BENCHMARKS),
+        *linear_benchmarks(TRAINED_LINEAR_BENCHMARKS),
+        *benchmarks(WITH_EVERYBODY),
+        *linear_benchmarks(LINEAR_WITH_EVERYBODY),
+        *benchmarks(OTHER_DTYPES),
+        *sigmoid_benchmarks(OTHER_SIGMOID_DTYPES),
         Section("plots", plots, 20),
     ]
 
@@ -181,7 +240,7 @@ def sanitizer(tool: str, command: Sequence[str]) -> Section:
         tool,
         [program or "", *watch, "--print-limit", "50", "--error-exitcode", "1", *command],
         seconds,
-        SANITIZER_LOG,
+        LOG,
         # Each tensor an allocation of its own, so that a step beyond its end is seen.
         {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         obstacle="" if program else "no compute-sanitizer on PATH or in CUDA_HOME",
@@ -200,6 +259,9 @@ def render(folder: Path, planned: Sequence[Section], outcomes: Sequence[Outcome]
     if (folder / LINEAR_RESULTS).exists():
         measured = report.LINEAR.read(folder / LINEAR_RESULTS)
         parts += ["## Linear", report.LINEAR.full(measured, Path())]
+    if (folder / SIGMOID_RESULTS).exists():
+        measured = report.SIGMOID.read(folder / SIGMOID_RESULTS)
+        parts += ["## Sigmoid", report.SIGMOID.full(measured, Path())]
     for section, outcome in zip(planned, outcomes, strict=False):
         if outcome.status in (sections.FAILED, sections.STOPPED):
             whole = f", all of it in {section.log}" if section.log else ""

@@ -64,5 +64,6 @@ SHAPES = {
         _multi_label("multi-label", 1024, "cpu"),
         _detection("detection-batch", 1 << 22, "cuda"),
         _multi_label("multi-label-batch", 32768, "cuda"),
+        SigmoidShape("small", (64, 80), "a rehearsal: measured where it is named only", devices=()),
     )
 }
