@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import check, environment, logits_tables, memory, report, results, run, timing, traffic
+from bench import check, environment, memory, report, results, run, tables, timing, traffic
 from bench.baselines import Copy
 from bench.cases import (
     COPY_BUDGETS,
@@ -23,7 +23,7 @@ from bench.cases import (
 from bench.comparison import compare, share_of_copy
 from bench.environment import ROOT
 from bench.problem import CALL_OF_WORK, Problem
-from bench.providers import COMPILED, LIGER, OURS, PROVIDERS, QUACK, TORCH, Provider
+from bench.providers import COMPILED, LIGER, OURS, PROVIDERS, TORCH, Provider
 from bench.results import LogitsResult
 from bench.shapes import SHAPES, Shape
 
@@ -186,32 +186,6 @@ def test_a_provider_that_cannot_be_loaded_is_skipped_with_the_reason(monkeypatch
     assert "skipped absent: needs a CUDA device" in capsys.readouterr().err
 
 
-def test_peers_are_called_with_their_own_names_for_the_options(monkeypatch):
-    calls = {}
-    for path, function in {
-        "liger_kernel.transformers.functional": "liger_cross_entropy",
-        "quack.cross_entropy": "cross_entropy",
-    }.items():
-        module = SimpleNamespace(
-            **{function: lambda *args, path=path, **kw: calls.update({path: kw})}
-        )
-        parents = path.split(".")[:-1]
-        for depth in range(len(parents)):
-            monkeypatch.setitem(sys.modules, ".".join(parents[: depth + 1]), SimpleNamespace())
-        monkeypatch.setitem(sys.modules, path, module)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
-    PROVIDERS[LIGER].load("one_pass")(logits, target=target, z_loss=0.5, logit_softcap=30.0)
-    PROVIDERS[QUACK].load("one_pass")(logits, target=target)
-    assert calls["liger_kernel.transformers.functional"] == {
-        "label_smoothing": 0.0,
-        "lse_square_scale": 0.5,
-        "softcap": 30.0,
-    }
-    assert calls["quack.cross_entropy"] == {"target": target, "inplace_backward": True}
-    assert not PROVIDERS[LIGER].supports(OPTIONS[PLAIN], "forward")
-
-
 def test_one_pass_gets_new_logits_for_every_call():
     problem = Problem(TINY, torch.float32)
     original = problem.logits.clone()
@@ -277,7 +251,7 @@ def test_a_share_of_the_copy_is_a_budget_on_a_gpu():
     ]
     (slow,) = compare(rows)  # 4000 bytes in 2.5 us, where they are copied in 2
     assert (slow.copy_budget, slow.met, slow.lost) == (0.88, False, True)
-    assert logits_tables.peers(slow) == "Liger 2.00 µs (0.80x)"
+    assert tables.fastest_other(slow) == "`Liger` 2.00 µs (0.80x)"
     (fast,) = compare([dataclasses.replace(rows[0], median_us=2.1)])
     assert (fast.met, fast.lost) == (True, False)
     assert [str(promise) for promise in fast.judged] == ["≥ 88% of copy: met"]
@@ -290,6 +264,7 @@ RESULTS = [
     row(OURS, 12.0, option="focal"),
     row(OURS, 5.0, work="forward"),
     row(TORCH, 4.0, work="forward"),
+    row(LIGER, 6.0, work="forward"),
     dataclasses.replace(
         row(COMPILED, 0.0, work="forward"),
         status=results.WRONG,
@@ -352,6 +327,8 @@ def test_report_shows_the_results_and_keeps_the_text_around(checkout):
     lost, rest = full.split("#### Not timed")
     assert "0.80x" in lost
     assert "cost ≤ 1.1x: **not met**" in lost
+    assert "| `F.cross_entropy` 4.00 µs (0.80x) |" in lost
+    assert "| forward | plain | Liger | 6.00 µs | 1.20x | 50% | - | 1e-07; 1e-07 |" in rest
     assert "wrong: loss 1.0e+00" in rest
 
 

@@ -21,6 +21,7 @@ from bench.problem import Forward, Problem
 from bench.providers import Provider
 from bench.sections import DONE, FAILED, SKIPPED, STOPPED, Section
 from bench.shapes import SHAPES, Shape
+from bench.subjects import SUBJECTS
 from bench.timing import Summary
 from torchce_cuda import _C
 
@@ -113,7 +114,7 @@ def rehearsal(tmp_path_factory):
 
 def test_a_rehearsal_writes_the_files_promised(rehearsal):
     written = {path.name for path in rehearsal.iterdir()}
-    assert written == set(FILES) - {gpu_report.SANITIZER_LOG}
+    assert written == set(FILES)
     assert len(FILES) <= 8
     assert all((rehearsal / name).stat().st_size < 16 << 20 for name in written)
     known = json.loads((rehearsal / gpu_report.ENVIRONMENT).read_text())
@@ -128,6 +129,9 @@ def test_a_rehearsal_measures(rehearsal):
     assert {row.status for row in rows} == {results.OK}
     assert {row.work for row in rows} == {"forward", "forward_backward"}
     assert all(row.median_us > 0 and row.copy_us > 0 for row in rows)
+    labels = results.read(rehearsal / gpu_report.SIGMOID_RESULTS)
+    assert {row.option for row in labels} == set(SUBJECTS["sigmoid"].options)
+    assert {row.status for row in labels} == {results.OK}
 
 
 def test_a_rehearsal_reports_every_section(rehearsal):
@@ -137,6 +141,7 @@ def test_a_rehearsal_reports_every_section(rehearsal):
     assert "| memcheck | skipped |  | 1 | it watches a GPU |" in text
     assert "96 of 96 results right" in text
     assert "#### Plain loss" in text
+    assert "## Sigmoid" in text
     assert "(logits-speedup.png)" in text
 
 
@@ -175,17 +180,30 @@ def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_every_benchmark_on_a_gpu_is_one_that_exists(tmp_path):
-    planned = gpu_report.plan(tmp_path, "cuda", KNOWN)
-    measured = set()
-    for each in planned:
-        if each.command[1:4] == ["-m", "bench", "logits"]:
+@pytest.mark.parametrize("subject", ["logits", "linear", "sigmoid"])
+def test_every_benchmark_on_a_gpu_is_one_that_exists(tmp_path, subject):
+    shapes, measured = SUBJECTS[subject].shapes, set()
+    on_gpu = {name for name, shape in shapes.items() if "cuda" in shape.devices}
+    for each in gpu_report.plan(tmp_path, "cuda", KNOWN):
+        if each.command[1:4] == ["-m", "bench", subject]:
             arguments = parser().parse_args(each.command[3:])
-            measured.update(arguments.shapes)
-            for shape in (SHAPES[name] for name in arguments.shapes):
-                assert "cuda" in shape.devices
-                assert set(arguments.dtypes or shape.dtypes) & set(shape.dtypes)
-    assert measured == {name for name, shape in SHAPES.items() if "cuda" in shape.devices}
+            for name in arguments.shapes or on_gpu:
+                assert "cuda" in shapes[name].devices
+                dtypes = set(arguments.dtypes or shapes[name].dtypes) & set(shapes[name].dtypes)
+                measured |= {(name, dtype) for dtype in dtypes}
+    assert {name for name, _ in measured} == on_gpu
+    heads = {name for name in on_gpu if name.startswith("head-") and name != "head-50264"}
+    assert measured >= {(name, dtype) for name in heads for dtype in shapes[name].dtypes}
+
+
+def test_the_vocabularies_on_a_gpu_fill_its_memory():
+    heads = [shape for name, shape in SHAPES.items() if name.startswith("head-")]
+    assert {shape.cols for shape in heads} >= {
+        *(1000, 4096, 32000, 50257, 65536, 128256, 151936, 256000)
+    }
+    for shape in heads:
+        assert set(shape.dtypes) == {"float32", "bfloat16", "float16"}
+        assert shape.rows * shape.cols * 2 >= 0.5e9
 
 
 def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
@@ -193,7 +211,9 @@ def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
     names = [each.name for each in planned]
     assert names[:4] == ["build", "smoke test", "copy bandwidth", "forward"]
     assert names.index("tests") < names.index("memcheck") < names.index("options")
+    assert names.index("linear") < names.index("every provider") < names.index("plots")
     assert names[-1] == "plots"
+    assert len(names) == len(set(names))
     assert [each.name for each in planned if each.essential] == ["build", "smoke test"]
     assert planned[0].variables["TORCH_CUDA_ARCH_LIST"] == "9.0"
     # What is worth most fits even if it all takes as long as it may.

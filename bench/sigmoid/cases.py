@@ -38,12 +38,15 @@ class SigmoidShape(Shape):
         return super().traits | ({SEVERAL} if self.share else frozenset())
 
     def draw_target(self, generator: torch.Generator) -> torch.Tensor:
-        here = {"generator": generator, "device": generator.device}
+        device = generator.device
         if self.share:
-            return torch.bernoulli(torch.full(self.size, self.share, device=here["device"]), **here)
+            shares = torch.full(self.size, self.share, device=device)
+            return torch.bernoulli(shares, generator=generator)
         # One class more than there are: the background, of which no label is yes.
-        index = torch.randint(self.cols + 1, self.target_size, **here)
-        return torch.nn.functional.one_hot(index, self.cols + 1)[:, :-1].float()
+        background = self.cols
+        index = torch.randint(self.cols + 1, self.target_size, generator=generator, device=device)
+        labels = torch.nn.functional.one_hot(index, self.cols + 1)
+        return labels[:, :background].float()
 
 
 def _detection(name: str, rows: int, device: str) -> SigmoidShape:
@@ -64,6 +67,12 @@ SHAPES = {
         _multi_label("multi-label", 1024, "cpu"),
         _detection("detection-batch", 1 << 22, "cuda"),
         _multi_label("multi-label-batch", 32768, "cuda"),
-        SigmoidShape("small", (64, 80), "a rehearsal: measured where it is named only", devices=()),
+        SigmoidShape(
+            "small",
+            (64, 80),
+            "a rehearsal: measured where it is named only",
+            options=tuple(OPTIONS),
+            devices=(),
+        ),
     )
 }
