@@ -48,7 +48,7 @@ def _cross_entropy(logits, target, weight=None, label_smoothing=0.0):
     return F.cross_entropy(logits, target, weight, label_smoothing=label_smoothing)
 
 
-def compiled(function: FunctionType, **how: bool) -> Loss:
+def compiled(function: FunctionType, fullgraph: bool = False) -> Loss:
     """Under torch.compile, apart from whatever else was compiled of this function.
 
     Dynamo keeps its compiled entries per code object and searches them at every call. With a code
@@ -56,7 +56,7 @@ def compiled(function: FunctionType, **how: bool) -> Loss:
     """
     code = function.__code__.replace()
     loss = FunctionType(code, function.__globals__, "loss", function.__defaults__)
-    return torch.compile(loss, dynamic=False, **how)
+    return torch.compile(loss, dynamic=False, fullgraph=fullgraph)
 
 
 def load_compiled(work: str) -> Loss:

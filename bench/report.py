@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import comparison, logits_tables, results
+from bench.cases import WORKS_OF_DEVICE
 from bench.comparison import Comparison, Run
 from bench.linear import comparison as linear_comparison
 from bench.linear import tables as linear_tables
-from bench.results import LinearResult, LogitsResult, Result
+from bench.results import LinearResult, LogitsResult, Result, TrainingResult
+from bench.scaling import tables as scaling_tables
+from bench.small import tables as small_tables
 from bench.tables import FULL, SUMMARY
+from bench.training import tables as training_tables
 
 
 @dataclass(frozen=True)
@@ -17,51 +21,93 @@ class Part:
     """What the documents say of one command's results, between markers of its own."""
 
     command: str
-    marker: str
-    files: str
     row: type[Result]
     compare: Callable[[Sequence[Result]], Sequence[Comparison]]
     summary: Callable[[Run], str]
     full: Callable[[Run, Path], str]
     plots: Sequence[str] = ()  # names in plots.PLOTS
+    file_prefix: str = ""  # of the subject's files
 
     @property
     def begin(self) -> str:
-        return f"<!-- bench:{self.marker} begin -->"
+        return f"<!-- bench:{self.command} begin -->"
 
     @property
     def end(self) -> str:
-        return f"<!-- bench:{self.marker} end -->"
+        return f"<!-- bench:{self.command} end -->"
 
     def load(self, root: Path) -> list[Run]:
-        """Every committed CPU result under a checkout."""
-        return [self.read(path) for path in sorted((root / results.FOLDER).glob(self.files))]
+        """Every committed result under a checkout, those of CPUs first."""
+        folder = root / results.FOLDER
+        patterns = [f"{self.file_prefix}{device}-*.csv" for device in WORKS_OF_DEVICE]
+        return [self.read(path) for each in patterns for path in sorted(folder.glob(each))]
 
     def read(self, path: Path) -> Run:
         rows = results.read(path, self.row)
-        return Run(path, rows, self.compare(rows), self.plots)
+        return Run(self.command, path, rows, self.compare(rows), self.plots)
+
+    def adopt(self, path: Path, root: Path) -> Path:
+        """Put the rows of a file among the committed results of the machine that measured them."""
+        rows = results.read(path, self.row)
+        first = rows[0]
+        name = results.file_name(first.device, first.machine, int(first.threads))
+        committed = root / results.FOLDER / f"{self.file_prefix}{name}"
+        results.merge(committed, rows, self.row)
+        return committed
 
 
 LOGITS = Part(
     "logits",
-    "cpu",
-    "cpu-*.csv",
     LogitsResult,
     comparison.compare,
     logits_tables.summary,
     logits_tables.full,
-    ("speedup", "options"),
+    ("speedup", "options", "bandwidth"),
 )
 LINEAR = Part(
     "linear",
-    "linear",
-    "linear-cpu-*.csv",
     LinearResult,
     linear_comparison.compare,
     linear_tables.summary,
     linear_tables.full,
+    file_prefix="linear-",
 )
-PARTS = (LOGITS, LINEAR)
+SMALL = Part(
+    "small",
+    LogitsResult,
+    small_tables.compare,
+    small_tables.summary,
+    small_tables.full,
+    ("latency",),
+    "small-",
+)
+SCALING = Part(
+    "scaling",
+    LogitsResult,
+    scaling_tables.compare_logits,
+    scaling_tables.summary,
+    scaling_tables.full,
+    ("growth",),
+    "scaling-",
+)
+LINEAR_SCALING = Part(
+    "linear-scaling",
+    LinearResult,
+    scaling_tables.compare_heads,
+    scaling_tables.summary,
+    scaling_tables.full,
+    ("growth",),
+    "linear-scaling-",
+)
+TRAINING = Part(
+    "training",
+    TrainingResult,
+    training_tables.compare,
+    training_tables.summary,
+    training_tables.full,
+    file_prefix="training-",
+)
+PARTS = (LOGITS, LINEAR, SMALL, SCALING, LINEAR_SCALING, TRAINING)
 
 
 def draw(run: Run) -> list[Path]:

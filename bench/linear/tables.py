@@ -1,12 +1,10 @@
 """The tables of the loss of a head."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from bench.comparison import Run, relative_spread, time_ratio
+from bench.comparison import Run
 from bench.linear.comparison import LinearComparison
-from bench.linear.providers import PROVIDERS, TORCH
-from bench.providers import OURS
+from bench.linear.providers import TORCH
 from bench.results import LinearResult
 from bench.tables import (
     BUDGET,
@@ -14,15 +12,17 @@ from bench.tables import (
     SHAPE,
     Chapter,
     Column,
-    duration,
     errors,
     lost_of,
+    mebibytes,
     microseconds,
-    of,
+    of_each,
     page,
     provenance,
     ratio,
+    spread,
     table,
+    times_of_others,
 )
 
 ERRORS_OF = ("loss", "hidden", "head_target", "head_other")
@@ -53,7 +53,7 @@ def full(run: Run, folder: Path) -> str:
         Chapter(
             "Peak memory",
             "Beyond the inputs, gradients included, in MiB.",
-            table(weighed, [*SHAPE, *of_each(run, peak), MEMORY]),
+            table(weighed, [*SHAPE, *of_each(run, mebibytes), MEMORY]),
         ),
         Chapter(
             "Errors",
@@ -65,53 +65,16 @@ def full(run: Run, folder: Path) -> str:
     return page(run, folder, [*times(run), BUDGET], chapters)
 
 
-def names(run: Run) -> list[str]:
-    """Who took part."""
-    present = {row.provider for row in run.results}
-    return [name for name in PROVIDERS if name in present]
-
-
-def of_each(run: Run, cell: Callable[[LinearResult | None], str]) -> list[Column]:
-    """A column for each provider."""
-    return [
-        Column(
-            "ours" if name == OURS else f"`{name}`",
-            lambda row, name=name: cell(row.timed(name)),
-        )
-        for name in names(run)
-    ]
-
-
 def times(run: Run) -> list[Column]:
-    others = [
-        Column(f"`{name}`", lambda row, name=name: time_and_ratio(row, name))
-        for name in names(run)
-        if name != OURS
-    ]
-    return [*SHAPE, OURS_TIME, OVER_PRODUCTS, *others]
-
-
-def time_and_ratio(comparison: LinearComparison, provider: str) -> str:
-    other = comparison.timed(provider)
-    return f"{duration(other)} ({ratio(time_ratio(other, comparison.ours))})" if other else "-"
-
-
-def spread(result: LinearResult | None) -> str:
-    return of(result, relative_spread, ".0%")
+    return [*SHAPE, OURS_TIME, OVER_PRODUCTS, *times_of_others(run)]
 
 
 def errors_of(result: LinearResult | None) -> str:
     return errors(result, ERRORS_OF)
 
 
-def peak(result: LinearResult | None) -> str:
-    if result is None or result.peak_bytes is None:
-        return "-"
-    return f"{result.peak_bytes / 2**20:.0f}"
-
-
 def peaks(comparison: LinearComparison) -> str:
-    both = f"{peak(comparison.ours)} / {peak(comparison.timed(TORCH))}"
+    both = f"{mebibytes(comparison.ours)} / {mebibytes(comparison.timed(TORCH))}"
     return both if comparison.memory is None else f"{both} ({ratio(comparison.memory)})"
 
 
