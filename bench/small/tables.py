@@ -47,9 +47,9 @@ def full(run: Run, folder: Path) -> str:
         for mode, title in MODES.items()
         if (cases := [each for each in run.comparisons if each.case.work == mode])
     ]
-    spreads = table(run.comparisons, [*SHAPE, WORK, OPTION, *of_each(run, spread)])
+    spreads = table(run.comparisons, [SIZE, WORK, OPTION, *of_each(run, spread)])
     chapters.append(Chapter("Spread", "Interquartile range / median.", spreads))
-    return page(run, folder, [*SHAPE, WORK, OPTION, OURS_TIME, *times_of_others(run)], chapters)
+    return page(run, folder, [SIZE, WORK, OPTION, OURS_TIME, *times_of_others(run)], chapters)
 
 
 def copy(comparison: Comparison) -> str:
@@ -57,5 +57,6 @@ def copy(comparison: Comparison) -> str:
     return microseconds(timed[0].copy_us) if timed else "-"
 
 
-CASE = [*SHAPE, OPTION, OURS_TIME]
+SIZE = SHAPE[0]  # they are named by their sizes
+CASE = [SIZE, OPTION, OURS_TIME]
 COPY = Column("copy", copy)
