@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -73,7 +74,13 @@ def parser() -> argparse.ArgumentParser:
     render.add_argument(
         "--check", action="store_true", help="write nothing, fail if anything is stale"
     )
-    render.add_argument("--plots-of", type=Path, metavar="CSV", help="only draw these, beside it")
+    render.add_argument(
+        "--from", dest="folder", type=Path, help="adopt the results of a GPU report first"
+    )
+    render.add_argument(
+        "--plots-of", type=Path, metavar="CSV", help="only draw those of `logits`, beside it"
+    )
+    render.add_argument("--plots", nargs="+", choices=report.LOGITS.plots, help="which of them")
 
     on_gpu = commands.add_parser("gpu-report", help="build, check and measure on the GPU at hand")
     on_gpu.set_defaults(command=report_on_gpu)
@@ -143,9 +150,13 @@ def measure(arguments: argparse.Namespace) -> int:
 
 def render_report(arguments: argparse.Namespace) -> int:
     if arguments.plots_of:
-        drawn = report.draw(report.LOGITS.read(arguments.plots_of))
+        run = report.LOGITS.read(arguments.plots_of)
+        drawn = report.draw(replace(run, plot_names=arguments.plots or run.plot_names))
         print(f"drawn: {len(drawn)}")
         return 0
+    if arguments.folder:
+        for path in report.adopt(arguments.folder, ROOT):
+            print(f"adopted: {path.relative_to(ROOT)}", file=sys.stderr)
     stale = report.stale(ROOT) if arguments.check else report.write(ROOT)
     for path in stale:
         print(

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch.utils.cpp_extension import CUDA_HOME
@@ -20,97 +21,26 @@ from torch.utils.cpp_extension import CUDA_HOME
 from bench import environment, gpu_peers, report, sections
 from bench.cases import PLAIN, WORKS
 from bench.comparison import LogitsComparison, time_ratio
+from bench.gpu_benchmarks import FURTHER_BENCHMARKS, HEADLINES, REHEARSAL, Benchmark
 from bench.sections import Outcome, Section
 
-ENVIRONMENT, RESULTS, LINEAR_RESULTS = "environment.json", "logits.csv", "linear.csv"
-SIGMOID_RESULTS = "sigmoid.csv"
-REPORT, LOG = "report.md", "checks.log"
-PLOTS = ("logits-speedup.png", "logits-options.png")
-FILES = (ENVIRONMENT, RESULTS, LINEAR_RESULTS, SIGMOID_RESULTS, REPORT, LOG, *PLOTS)
+ENVIRONMENT, REPORT, LOG = "environment.json", "report.md", "checks.log"
+RESULTS = "logits.csv"
+PLOT = "bandwidth"  # `python -m bench report --from` draws the others
+FILES = (
+    *(ENVIRONMENT, REPORT, LOG),
+    *sorted({f"{part.file}.csv" for part in report.PARTS}),
+    f"logits-{PLOT}.png",
+)
 PEERS = environment.ROOT / "build" / "peers"  # where the wheels of other kernels are installed
 
 # Seconds, and arguments: calls that PyTorch makes to probe the driver may fail.
 SANITIZERS = {"memcheck": (60, ["--report-api-errors", "no"]), "racecheck": (60, [])}
 MOST_TEST_PROCESSES = 8  # each has a context of a few hundred MiB on the GPU
 
-# Name, seconds at most, arguments of `python -m bench` and the command of the table. First those
-# who are fast or much used, then everybody: each costs time, and some compile for long.
-PASSES = "--works forward backward one_pass"
-CHOSEN = "--providers torchce_cuda F.cross_entropy torch.compile Liger QuACK flash-attn"
-HEADLINES = (
-    ("forward", 50, f"--shapes head-128256 --dtypes bfloat16 --works forward {CHOSEN}"),
-    (
-        "backward",
-        55,
-        f"--shapes head-128256 --dtypes bfloat16 --works backward forward_backward {CHOSEN}",
-    ),
-    ("one pass", 50, f"--shapes head-128256 --dtypes bfloat16 --works one_pass {CHOSEN}"),
-)
-FURTHER_BENCHMARKS = (
-    (
-        "odd, short and long rows",
-        75,
-        f"--shapes head-50257 head-50264 head-1000 head-256000 --dtypes bfloat16 {PASSES} {CHOSEN}",
-    ),
-    ("options", 60, f"--shapes llama2-batch --dtypes bfloat16 {CHOSEN} fla mmcv"),
-    (
-        "other vocabularies",
-        75,
-        f"--shapes head-32000 head-151936 head-4096 head-65536 --dtypes bfloat16 {PASSES} {CHOSEN}",
-    ),
-)
-CHOSEN_LINEAR = (
-    "--providers torchce_cuda 'F.linear + F.cross_entropy' torch.compile F.linear_cross_entropy "
-    "Liger 'Liger CuTe' cut-cross-entropy QuACK"
-)
-LINEAR_BENCHMARKS = (
-    ("linear", 90, f"--shapes llama3-8b {CHOSEN_LINEAR}"),
-    ("linear, other heads", 90, f"--shapes qwen2.5-3b gemma2-2b gpt2 {CHOSEN_LINEAR}"),
-)
-SIGMOID_BENCHMARKS = (("sigmoid", 60, "--dtypes bfloat16"),)
-TRAINED_BENCHMARKS = (
-    ("logits of a trained model", 90, f"--shapes trained-batch --dtypes bfloat16 {PASSES}"),
-)
-TRAINED_LINEAR_BENCHMARKS = (("head of a trained model", 60, "--shapes trained-batch"),)
-WITH_EVERYBODY = (
-    ("every provider", 120, f"--shapes head-128256 --dtypes bfloat16 {PASSES}"),
-    ("every provider, options", 120, "--shapes llama2-batch --dtypes bfloat16"),
-)
-LINEAR_WITH_EVERYBODY = (
-    ("linear, every provider", 150, "--shapes llama3-8b"),
-    ("linear, many features", 120, f"--shapes deepseek-v3 llama3-70b {CHOSEN_LINEAR}"),
-)
-OTHER_DTYPES = (
-    (
-        "float32 and float16",
-        120,
-        f"--shapes head-128256 llama2-batch --dtypes float32 float16 --options plain {PASSES} "
-        f"{CHOSEN}",
-    ),
-    (
-        "segmentation, small shapes",
-        60,
-        "--shapes segmentation cityscapes volume small imagenet-batch --options plain",
-    ),
-    (
-        "float32 and float16, other vocabularies",
-        180,
-        "--shapes head-50257 head-1000 head-256000 head-32000 head-151936 head-4096 head-65536 "
-        f"--dtypes float32 float16 {PASSES} {CHOSEN}",
-    ),
-)
-OTHER_SIGMOID_DTYPES = (("sigmoid, float32", 60, "--dtypes float32"),)
+
+FILE_OF = {part.command: part.file for part in report.PARTS}
 REHEARSED_TESTS = ("tests/test_gpu_report.py", "-k", "essential")
-REHEARSAL = (
-    (
-        "forward",
-        60,
-        "--shapes small --providers torchce_cuda F.cross_entropy --options plain focal "
-        "--works forward forward_backward",
-    ),
-)
-REHEARSED_LINEAR = (("linear", 60, "--shapes small --providers torchce_cuda"),)
-REHEARSED_SIGMOID = (("sigmoid", 60, "--shapes small --providers torchce_cuda"),)
 
 
 def run(
@@ -158,31 +88,23 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
     on_device = ["--device", device]
     smoke = [*python, "bench.smoke", *on_device]
     bandwidth = [*python, "bench.bandwidth", *on_device, "--into", str(folder / ENVIRONMENT)]
-    plots = [*python, "bench", "report", "--plots-of", str(folder / RESULTS)]
+    plots = [*python, "bench", "report", "--plots-of", str(folder / RESULTS), "--plots", PLOT]
 
-    def benchmarks(
-        table: Sequence[tuple[str, int, str]], command: str = "logits", into: str = RESULTS
-    ) -> list[Section]:
-        measure = [*python, "bench", command, *on_device, "--csv", str(folder / into)]
-        return [
-            Section(name, [*measure, *shlex.split(arguments)], seconds)
-            for name, seconds, arguments in table
-        ]
-
-    def linear_benchmarks(table: Sequence[tuple[str, int, str]]) -> list[Section]:
-        return benchmarks(table, "linear", LINEAR_RESULTS)
-
-    def sigmoid_benchmarks(table: Sequence[tuple[str, int, str]]) -> list[Section]:
-        return benchmarks(table, "sigmoid", SIGMOID_RESULTS)
+    def measure(benchmarks: Sequence[Benchmark]) -> list[Section]:
+        found = []
+        for each in benchmarks:
+            command, *arguments = shlex.split(each.arguments)
+            into = ["--csv", str(folder / f"{FILE_OF[command]}.csv")]
+            whole = [*python, "bench", command, *on_device, *into, *arguments]
+            found.append(Section(each.name, whole, each.seconds))
+        return found
 
     if device == "cpu":
         return [
             Section("build", [*python, "torchce_cuda"], 60, LOG, essential=True),
             Section("smoke test", [*smoke, "--few"], 60, essential=True),
             Section("copy bandwidth", bandwidth, 60),
-            *benchmarks(REHEARSAL),
-            *linear_benchmarks(REHEARSED_LINEAR),
-            *sigmoid_benchmarks(REHEARSED_SIGMOID),
+            *measure(REHEARSAL),
             Section("tests", [*python, "pytest", *REHEARSED_TESTS], 60, LOG),
             *(Section(tool, [], 1, obstacle="it watches a GPU") for tool in SANITIZERS),
             Section("plots", plots, 60),
@@ -191,18 +113,10 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
         build(known),
         Section("smoke test", smoke, 45, essential=True),
         Section("copy bandwidth", bandwidth, 30),
-        *benchmarks(HEADLINES),
+        *measure(HEADLINES),
         gpu_tests(known),
         *(sanitizer(tool, [*smoke, "--few"]) for tool in SANITIZERS),
-        *benchmarks(FURTHER_BENCHMARKS),
-        *linear_benchmarks(LINEAR_BENCHMARKS),
-        *sigmoid_benchmarks(SIGMOID_BENCHMARKS),
-        *benchmarks(TRAINED_BENCHMARKS),
-        *linear_benchmarks(TRAINED_LINEAR_BENCHMARKS),
-        *benchmarks(WITH_EVERYBODY),
-        *linear_benchmarks(LINEAR_WITH_EVERYBODY),
-        *benchmarks(OTHER_DTYPES),
-        *sigmoid_benchmarks(OTHER_SIGMOID_DTYPES),
+        *measure(FURTHER_BENCHMARKS),
         Section("plots", plots, 20),
     ]
 
@@ -252,16 +166,15 @@ def render(folder: Path, planned: Sequence[Section], outcomes: Sequence[Outcome]
     known = json.loads((folder / ENVIRONMENT).read_text())
     parts = ["# GPU report", "## Sections", sections_table(planned, outcomes)]
     parts += ["## Environment", facts(known)]
-    if (folder / RESULTS).exists():
-        measured = report.LOGITS.read(folder / RESULTS)
-        parts += ["## Logits", report.LOGITS.full(measured, Path())]
-        parts += ["#### Odd rows", odd_rows(measured.comparisons) or "None."]
-    if (folder / LINEAR_RESULTS).exists():
-        measured = report.LINEAR.read(folder / LINEAR_RESULTS)
-        parts += ["## Linear", report.LINEAR.full(measured, Path())]
-    if (folder / SIGMOID_RESULTS).exists():
-        measured = report.SIGMOID.read(folder / SIGMOID_RESULTS)
-        parts += ["## Sigmoid", report.SIGMOID.full(measured, Path())]
+    for part in report.PARTS:
+        path = folder / f"{part.file}.csv"
+        measured = part.read(path) if path.exists() else None
+        if measured and measured.results:
+            plots = (PLOT,) if part is report.LOGITS else ()
+            shown = replace(measured, plot_names=plots)
+            parts += [f"## {part.command.capitalize()}", part.full(shown, Path())]
+        if measured and part is report.LOGITS:
+            parts += ["#### Odd rows", odd_rows(measured.comparisons) or "None."]
     for section, outcome in zip(planned, outcomes, strict=False):
         if outcome.status in (sections.FAILED, sections.STOPPED):
             whole = f", all of it in {section.log}" if section.log else ""

@@ -92,7 +92,7 @@ def run(plan: Plan) -> Path:
     torch.set_num_threads(plan.threads)
     described = environment.describe(plan.device)
     name = results.file_name(plan.device, described["machine"], plan.threads)
-    path = plan.csv or environment.ROOT / results.FOLDER / f"{plan.subject.file_prefix}{name}"
+    path = plan.csv or environment.ROOT / results.FOLDER / f"{plan.subject.file}-{name}"
     providers = available_providers(plan.wanted_providers())
 
     problems = plan.problems()

@@ -7,7 +7,7 @@ import torch
 
 from bench import providers, shapes, traffic
 from bench.baselines import BODY, COPY, PRODUCTS
-from bench.cases import MODES, OPTIONS, PROBABILITIES, STEP, WORKS, WORKS_OF_DEVICE, Option
+from bench.cases import MODES, OPTIONS, PROBABILITIES, STEP, WORKS_OF_DEVICE, Option
 from bench.check import Expected
 from bench.linear import cases as linear_cases
 from bench.linear import providers as linear_providers
@@ -38,12 +38,12 @@ class Subject:
     expected: type[Expected]
     baseline: str
     result: type[Result]
+    file: str  # of its rows, which others of the same columns may share
     # Columns that only its rows have, of a shape, dtype, work, option and the baseline's time.
     columns: Callable[[Shape, torch.dtype, str, Option, float | None], dict]
     works: Mapping[str, Sequence[str]] = field(default_factory=lambda: WORKS_OF_DEVICE)
     options: Mapping[str, Option] = field(default_factory=lambda: OPTIONS)
     problem: type[Problem] = Problem
-    file_prefix: str = ""
 
 
 def _logits_columns(
@@ -51,9 +51,7 @@ def _logits_columns(
 ) -> dict:
     size = (shape.rows, shape.cols, dtype.itemsize)
     return {
-        "bytes": traffic.BYTES_OF_WORK[work if work in WORKS else "forward_backward"](
-            *size, option.probabilities
-        ),
+        "bytes": traffic.BYTES_OF_WORK[work](*size, option.probabilities),
         "copy_us": copy_us,
         "copy_bytes": traffic.copy(*size),
     }
@@ -90,6 +88,7 @@ _OF_LOGITS = {
     "expected": Expected,
     "baseline": COPY,
     "result": LogitsResult,
+    "file": "logits",
     "columns": _logits_columns,
 }
 _OF_HEADS = {
@@ -97,6 +96,7 @@ _OF_HEADS = {
     "expected": LinearExpected,
     "baseline": PRODUCTS,
     "result": LinearResult,
+    "file": "linear",
     "columns": _linear_columns,
     "works": _everywhere(linear_cases.WORK),
 }
@@ -104,7 +104,7 @@ SUBJECTS = {
     subject.name: subject
     for subject in (
         Subject("logits", shapes.SHAPES, providers.PROVIDERS, **_OF_LOGITS),
-        Subject("linear", linear_cases.SHAPES, file_prefix="linear-", **_OF_HEADS),
+        Subject("linear", linear_cases.SHAPES, **_OF_HEADS),
         Subject(
             "sigmoid",
             sigmoid_cases.SHAPES,
@@ -112,17 +112,16 @@ SUBJECTS = {
             SigmoidExpected,
             COPY,
             LogitsResult,
+            "logits",
             _sigmoid_columns,
             works=sigmoid_cases.WORKS,
             options=sigmoid_cases.OPTIONS,
-            file_prefix="sigmoid-",
         ),
         Subject(
             "small",
             small_cases.SHAPES,
             small_providers.PROVIDERS,
             works={"cpu": ("eager", "compiled"), "cuda": tuple(MODES)},
-            file_prefix="small-",
             **_OF_LOGITS,
         ),
         Subject(
@@ -130,15 +129,9 @@ SUBJECTS = {
             scaling_cases.LOGITS_SHAPES,
             providers.PROVIDERS,
             works=_everywhere("forward_backward", "one_pass"),
-            file_prefix="scaling-",
             **_OF_LOGITS,
         ),
-        Subject(
-            "linear-scaling",
-            scaling_cases.LINEAR_SHAPES,
-            file_prefix="linear-scaling-",
-            **_OF_HEADS,
-        ),
+        Subject("linear-scaling", scaling_cases.LINEAR_SHAPES, **_OF_HEADS),
         Subject(
             "training",
             training_cases.SHAPES,
@@ -146,10 +139,10 @@ SUBJECTS = {
             TrainingExpected,
             BODY,
             TrainingResult,
+            "training",
             _training_columns,
             works=_everywhere(STEP),
             problem=TrainingProblem,
-            file_prefix="training-",
         ),
     )
 }

@@ -162,7 +162,7 @@ def test_a_case_is_lost_to_whoever_is_faster():
 
 
 def test_report_shows_the_results_between_markers_of_their_own(tmp_path):
-    results.write(tmp_path / results.FOLDER / "sigmoid-cpu-x-2-threads.csv", RESULTS)
+    results.write(tmp_path / results.FOLDER / "logits-cpu-x-2-threads.csv", RESULTS)
     for path in (report.SUMMARY, report.FULL):
         markers = "\n\n".join(f"{part.begin}\n{part.end}" for part in report.PARTS)
         (tmp_path / path).write_text(f"Before.\n\n{markers}\n\nAfter.\n")
@@ -199,5 +199,7 @@ def test_the_command_measures_and_writes(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_provider_is_weighed_in_a_process_of_its_own():
-    weighed = memory.measure("sigmoid", OURS, "small", "float32", 1, [("forward", "weight+focal")])
+    weighed = memory.measure(
+        "sigmoid", OURS, "few-boxes", "float32", 1, [("forward", "weight+focal")]
+    )
     assert set(weighed) == {("forward", "weight+focal")}

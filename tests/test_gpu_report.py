@@ -127,11 +127,10 @@ def test_a_rehearsal_measures(rehearsal):
     assert header.split(",") == results.COLUMNS
     rows = results.read(rehearsal / gpu_report.RESULTS)
     assert {row.status for row in rows} == {results.OK}
-    assert {row.work for row in rows} == {"forward", "forward_backward"}
+    assert {row.work for row in rows} >= {"forward", "forward_backward", "eager"}
     assert all(row.median_us > 0 and row.copy_us > 0 for row in rows)
-    labels = results.read(rehearsal / gpu_report.SIGMOID_RESULTS)
+    labels = [row for row in rows if row.shape in SUBJECTS["sigmoid"].shapes]
     assert {row.option for row in labels} == set(SUBJECTS["sigmoid"].options)
-    assert {row.status for row in labels} == {results.OK}
 
 
 def test_a_rehearsal_reports_every_section(rehearsal):

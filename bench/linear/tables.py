@@ -21,7 +21,6 @@ from bench.tables import (
     microseconds,
     of_each,
     page,
-    present,
     provenance,
     ratio,
     spread,
@@ -44,7 +43,6 @@ def summary(run: Run) -> str:
 def full(run: Run, folder: Path) -> str:
     """Everything measured on one machine; plots, if it had any, would be in `folder`."""
     weighed = [each for each in run.comparisons if each.ours and each.ours.peak_bytes is not None]
-    names = present(run, SHOWN)
     others = everyone_else(run, SHOWN, SHAPE, ERRORS_OF)
     chapters = [
         Chapter(
@@ -55,18 +53,18 @@ def full(run: Run, folder: Path) -> str:
         Chapter(
             "Spread",
             "Interquartile range / median.",
-            table(run.comparisons, [*SHAPE, *of_each(names, spread)]),
+            table(run.comparisons, [*SHAPE, *of_each(run, spread, SHOWN)]),
         ),
         Chapter(
             "Peak memory",
             "Beyond the inputs, gradients included, in MiB.",
-            table(weighed, [*SHAPE, *of_each(names, mebibytes), MEMORY]),
+            table(weighed, [*SHAPE, *of_each(run, mebibytes, SHOWN), MEMORY]),
         ),
         Chapter(
             "Errors",
             "Largest relative error against float64: loss; gradient of the hidden states; of the "
             "head at the target classes; at the others.",
-            table(run.comparisons, [*SHAPE, *of_each(names, errors_of)]),
+            table(run.comparisons, [*SHAPE, *of_each(run, errors_of, SHOWN)]),
         ),
         *others,
     ]
@@ -74,7 +72,7 @@ def full(run: Run, folder: Path) -> str:
 
 
 def times(run: Run) -> list[Column]:
-    return [*SHAPE, OURS_TIME, OVER_PRODUCTS, *times_of_others(present(run, SHOWN))]
+    return [*SHAPE, OURS_TIME, OVER_PRODUCTS, *times_of_others(run, SHOWN)]
 
 
 def errors_of(result: LinearResult | None) -> str:

@@ -68,7 +68,7 @@ SHAPES = {
         _detection("detection-batch", 1 << 22, "cuda"),
         _multi_label("multi-label-batch", 32768, "cuda"),
         SigmoidShape(
-            "small",
+            "few-boxes",
             (64, 80),
             "a rehearsal: measured where it is named only",
             options=tuple(OPTIONS),

@@ -22,7 +22,6 @@ from bench.tables import (
     of,
     of_each,
     page,
-    present,
     provenance,
     table,
     times_of_others,
@@ -42,7 +41,6 @@ def summary(run: Run) -> str:
 
 def full(run: Run, folder: Path) -> str:
     """Everything measured on one machine; plots, if it had any, would be in `folder`."""
-    names = present(run, SHOWN)
     weighed = [each for each in run.comparisons if each.ours and each.ours.peak_bytes is not None]
     chapters = [
         Chapter(
@@ -53,13 +51,13 @@ def full(run: Run, folder: Path) -> str:
         Chapter(
             "Peak memory",
             "Beyond the inputs, in MiB.",
-            table(weighed, [*CASE, *of_each(names, mebibytes)]),
+            table(weighed, [*CASE, *of_each(run, mebibytes, SHOWN)]),
         ),
         Chapter(
             "Errors",
             "Largest relative error against float64: loss; gradient where the label is yes; where "
             "it is no.",
-            table(run.comparisons, [*CASE, *of_each(names, errors_of)]),
+            table(run.comparisons, [*CASE, *of_each(run, errors_of, SHOWN)]),
         ),
         *everyone_else(run, SHOWN, CASE, ERRORS_OF),
     ]
@@ -67,7 +65,7 @@ def full(run: Run, folder: Path) -> str:
 
 
 def times(run: Run) -> list[Column]:
-    return [*CASE, OURS_TIME, *times_of_others(present(run, SHOWN))]
+    return [*CASE, OURS_TIME, *times_of_others(run, SHOWN)]
 
 
 def errors_of(result: LogitsResult | None) -> str:

@@ -57,7 +57,7 @@ SHAPES = {
             "most of the step is the model's own",
             "float32",
             "cpu",
-            512,
+            256,
         ),
         _shape(
             "head-heavy",
@@ -65,7 +65,7 @@ SHAPES = {
             "most of the step is the head and its loss",
             "float32",
             "cpu",
-            512,
+            256,
         ),
         _shape("gpt2", (8, 1024, 768, 12, 50257), "GPT-2 small", "bfloat16", "cuda", 24 << 10),
         _shape(

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -31,6 +31,7 @@ class TrainingProblem(Problem):
         return Step(loss, self)
 
     def weigh(self, call: "Step", growth: Growth) -> dict[str, int]:
+        weighed = super().weigh(call, growth)
         state = call.state_bytes()
 
         def peak(batch: int) -> float:
@@ -45,8 +46,9 @@ class TrainingProblem(Problem):
 
         # Each batch is compiled anew; by default the ninth would not be, and none would know.
         with torch._dynamo.config.patch(recompile_limit=1000):
-            largest = largest_batch(peak, self.shape.memory_limit, self.shape.batch)
-        return super().weigh(call, growth) | {"state_bytes": state, "largest_batch": largest}
+            known = {self.shape.batch: state + weighed["peak_bytes"]}
+            largest = largest_batch(peak, self.shape.memory_limit, known)
+        return weighed | {"state_bytes": state, "largest_batch": largest}
 
 
 class Step(Forward):
@@ -74,27 +76,30 @@ class Step(Forward):
         return sum(each.nbytes for each in tensors if isinstance(each, torch.Tensor))
 
 
-def largest_batch(peak: Callable[[int], float], limit: float, start: int) -> int:
+def largest_batch(peak: Callable[[int], float], limit: float, known: Mapping[int, float]) -> int:
     """The largest batch whose peak is within the limit; it was measured, and so was the next.
 
-    Memory grows almost linearly, so the line through the two measurements nearest to the limit
-    says where to look next.
+    `known` has a peak to begin with. Memory grows almost linearly, so the line through the two
+    measurements nearest to the limit says where to look next.
     """
-    peaks = {start: peak(start)}
+    peaks = dict(known)
     while True:
         fits = max((batch for batch in peaks if peaks[batch] <= limit), default=0)
         exceeds = min((batch for batch in peaks if peaks[batch] > limit), default=None)
         if exceeds == fits + 1:
             return fits
         least, most = fits + 1, 4 * fits if exceeds is None else exceeds - 1
-        finite = [batch for batch in peaks if math.isfinite(peaks[batch])]
-        nearest = sorted(finite, key=lambda batch: abs(peaks[batch] - limit))[:2]
         guess = (least + most) // 2
-        if exceeds is None and len(peaks) == 1:
-            guess = 2 * start
-        elif len(nearest) == 2 and len(peaks) < MOST_INTERPOLATED:
-            slope = (peaks[nearest[0]] - peaks[nearest[1]]) / (nearest[0] - nearest[1])
-            if slope > 0:
-                guess = nearest[0] + math.floor((limit - peaks[nearest[0]]) / slope)
-        guess = min(max(guess, least), most)
+        if len(peaks) < MOST_INTERPOLATED:
+            guess = min(max(extrapolated(peaks, limit, guess), least), most)
         peaks[guess] = peak(guess)
+
+
+def extrapolated(peaks: Mapping[int, float], limit: float, otherwise: int) -> int:
+    """Where the line through the two peaks nearest to the limit meets it, if it rises at all."""
+    finite = [batch for batch in peaks if math.isfinite(peaks[batch])]
+    near, *others = sorted(finite, key=lambda batch: abs(peaks[batch] - limit))
+    if not others:
+        return otherwise
+    slope = (peaks[near] - peaks[others[0]]) / (near - others[0])
+    return near + math.floor((limit - peaks[near]) / slope) if slope > 0 else otherwise
