@@ -40,8 +40,7 @@ load-test: build
 	$(PY) tests/load_matrix.py
 
 bench: build
-	$(PY) -m bench logits --device cpu
-	$(PY) -m bench linear --device cpu
+	for work in logits linear small scaling linear-scaling training; do $(PY) -m bench $$work --device cpu || exit 1; done
 
 gpu-report: venv
 	$(if $(PEERS),PYTHONPATH=$(abspath $(PEERS)):$$PYTHONPATH) $(PY) -m bench gpu-report --out $(OUT) --minutes $(MINUTES)

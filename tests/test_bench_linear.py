@@ -303,24 +303,9 @@ def test_a_provider_is_weighed_in_a_process_of_its_own():
     assert set(grown) == {(WORK, OPTION)}
 
 
-def test_on_a_gpu_heads_follow_the_logits(tmp_path):
-    planned = gpu_report.plan(tmp_path, "cuda", {"cores": "16", "gpu compute_cap": "9.0"})
-    commands = [each.command[3] if "bench" in each.command else "" for each in planned]
-    assert commands.index("linear") > max(
-        index for index, command in enumerate(commands) if command == "logits"
-    )
-    measured = [
-        name
-        for each, command in zip(planned, commands, strict=True)
-        if command == "linear"
-        for name in __main__.parser().parse_args(each.command[3:]).shapes
-    ]
-    assert measured == [name for name, shape in SHAPES.items() if "cuda" in shape.devices]
-
-
 def test_a_gpu_report_shows_the_heads(tmp_path):
     (tmp_path / gpu_report.ENVIRONMENT).write_text("{}")
-    results.write(tmp_path / gpu_report.LINEAR_RESULTS, RESULTS, LinearResult)
+    results.write(tmp_path / "linear.csv", RESULTS, LinearResult)
     text = gpu_report.render(tmp_path, [], [])
     assert "## Linear" in text
     assert "3.30 s (1.50x)" in text
