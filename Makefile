@@ -41,9 +41,7 @@ load-test: build
 	$(PY) tests/load_matrix.py
 
 bench: build
-	$(PY) -m bench logits --device cpu
-	$(PY) -m bench linear --device cpu
-	$(PY) -m bench sigmoid --device cpu
+	for work in logits linear sigmoid small scaling linear-scaling training; do $(PY) -m bench $$work --device cpu || exit 1; done
 
 gpu-peers: venv
 	$(PY) -m bench.gpu_peers

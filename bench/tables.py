@@ -119,9 +119,9 @@ def fastest_other(comparison: Comparison) -> str:
     return f"`{other.provider}` {time_and_ratio(comparison, other.provider)}" if other else "-"
 
 
-def present(run: Run, shown: Iterable[str] | None = None) -> list[str]:
-    """Who took part, of those shown."""
-    return [name for name in run.providers if shown is None or name in shown]
+def present(run: Run, shown: Sequence[str] | None) -> list[str]:
+    """Those shown that took part, in this order; or all."""
+    return run.providers if shown is None else [name for name in shown if name in run.providers]
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> str:
@@ -210,7 +210,7 @@ def errors(result: Result | None, names: Sequence[str]) -> str:
 
 
 def of_each(
-    run: Run, cell: Callable[[Result | None], str], shown: Iterable[str] | None = None
+    run: Run, cell: Callable[[Result | None], str], shown: Sequence[str] | None = None
 ) -> list[Column]:
     """A column for each provider."""
     return [
@@ -219,7 +219,7 @@ def of_each(
     ]
 
 
-def times_of_others(run: Run, shown: Iterable[str] | None = None) -> list[Column]:
+def times_of_others(run: Run, shown: Sequence[str] | None = None) -> list[Column]:
     """In parentheses: the time of another provider / ours."""
     return [
         Column(title_of(name), lambda row, name=name: time_and_ratio(row, name))

@@ -291,7 +291,7 @@ def test_a_provider_is_weighed_in_a_process_of_its_own():
 
 def test_a_gpu_report_shows_the_heads(tmp_path):
     (tmp_path / gpu_report.ENVIRONMENT).write_text("{}")
-    results.write(tmp_path / gpu_report.LINEAR_RESULTS, RESULTS, LinearResult)
+    results.write(tmp_path / "linear.csv", RESULTS, LinearResult)
     text = gpu_report.render(tmp_path, [], [])
     assert "## Linear" in text
     assert "3.30 s (1.50x)" in text

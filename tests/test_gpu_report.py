@@ -13,7 +13,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import device_timing, environment, gpu_report, results, run, sections, smoke, timing
+from bench import (
+    device_timing,
+    environment,
+    gpu_benchmarks,
+    gpu_report,
+    report,
+    results,
+    run,
+    sections,
+    smoke,
+    timing,
+)
 from bench.__main__ import parser
 from bench.cases import OPTIONS, PLAIN
 from bench.gpu_report import FILES
@@ -127,7 +138,8 @@ def test_a_rehearsal_measures(rehearsal):
     assert header.split(",") == results.COLUMNS
     rows = results.read(rehearsal / gpu_report.RESULTS)
     assert {row.status for row in rows} == {results.OK}
-    assert {row.work for row in rows} >= {"forward", "forward_backward", "eager"}
+    works = {"forward", "forward_backward", "one_pass", "eager"}
+    assert {row.work for row in rows} == works
     assert all(row.median_us > 0 and row.copy_us > 0 for row in rows)
     labels = [row for row in rows if row.shape in SUBJECTS["sigmoid"].shapes]
     assert {row.option for row in labels} == set(SUBJECTS["sigmoid"].options)
@@ -135,13 +147,16 @@ def test_a_rehearsal_measures(rehearsal):
 
 def test_a_rehearsal_reports_every_section(rehearsal):
     text = (rehearsal / gpu_report.REPORT).read_text()
-    for name in ("build", "smoke test", "copy bandwidth", "forward", "tests", "plots"):
+    measured = [each.name for each in gpu_benchmarks.REHEARSAL]
+    for name in ("build", "smoke test", "copy bandwidth", *measured, "tests", "plots"):
         assert f"| {name} | done |" in text
     assert "| memcheck | skipped |  | 1 | it watches a GPU |" in text
     assert "96 of 96 results right" in text
     assert "#### Plain loss" in text
-    assert "## Sigmoid" in text
-    assert "(logits-speedup.png)" in text
+    assert "(logits-bandwidth.png)" in text
+    for part in report.PARTS:
+        shown = f"## {part.command.capitalize()}\n" in text
+        assert shown == (part is not report.LINEAR_SCALING)
 
 
 def test_a_report_begun_says_what_is_to_come(tmp_path):
@@ -179,20 +194,27 @@ def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("subject", ["logits", "linear", "sigmoid"])
-def test_every_benchmark_on_a_gpu_is_one_that_exists(tmp_path, subject):
-    shapes, measured = SUBJECTS[subject].shapes, set()
-    on_gpu = {name for name, shape in shapes.items() if "cuda" in shape.devices}
-    for each in gpu_report.plan(tmp_path, "cuda", KNOWN):
-        if each.command[1:4] == ["-m", "bench", subject]:
+def test_every_benchmark_on_a_gpu_is_one_that_exists(tmp_path):
+    planned = gpu_report.plan(tmp_path, "cuda", KNOWN)
+    measured = {name: set() for name in SUBJECTS}
+    of_dtypes = set()
+    for each in planned:
+        if each.command[1:3] == ["-m", "bench"] and each.command[3] in SUBJECTS:
             arguments = parser().parse_args(each.command[3:])
-            for name in arguments.shapes or on_gpu:
-                assert "cuda" in shapes[name].devices
-                dtypes = set(arguments.dtypes or shapes[name].dtypes) & set(shapes[name].dtypes)
-                measured |= {(name, dtype) for dtype in dtypes}
-    assert {name for name, _ in measured} == on_gpu
-    heads = {name for name in on_gpu if name.startswith("head-") and name != "head-50264"}
-    assert measured >= {(name, dtype) for name in heads for dtype in shapes[name].dtypes}
+            subject = SUBJECTS[arguments.subject]
+            assert arguments.csv == tmp_path / f"{subject.file}.csv"
+            on_gpu = [name for name, shape in subject.shapes.items() if "cuda" in shape.devices]
+            measured[subject.name].update(arguments.shapes or on_gpu)
+            for shape in (subject.shapes[name] for name in arguments.shapes or ()):
+                dtypes = set(arguments.dtypes or shape.dtypes) & set(shape.dtypes)
+                assert dtypes
+                of_dtypes |= {(shape.name, dtype) for dtype in dtypes}
+    assert measured == {
+        name: {shape.name for shape in subject.shapes.values() if "cuda" in shape.devices}
+        for name, subject in SUBJECTS.items()
+    }
+    heads = [name for name in SHAPES if name.startswith("head-") and name != "head-50264"]
+    assert of_dtypes >= {(name, dtype) for name in heads for dtype in SHAPES[name].dtypes}
 
 
 def test_the_vocabularies_on_a_gpu_fill_its_memory():
@@ -209,8 +231,10 @@ def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
     planned = gpu_report.plan(tmp_path, "cuda", KNOWN)
     names = [each.name for each in planned]
     assert names[:4] == ["build", "smoke test", "copy bandwidth", "forward"]
-    assert names.index("tests") < names.index("memcheck") < names.index("options")
-    assert names.index("linear") < names.index("every provider") < names.index("plots")
+    in_order = ("tests", "memcheck", "linear", "options", "small calls", "training, a large head")
+    places = [names.index(name) for name in (*in_order, "scaling")]
+    assert places == sorted(places)
+    assert names.index("linear") < names.index("every provider") < names.index("scaling")
     assert names[-1] == "plots"
     assert len(names) == len(set(names))
     assert [each.name for each in planned if each.essential] == ["build", "smoke test"]
@@ -253,6 +277,8 @@ def test_a_gpu_is_described_by_name(monkeypatch):
     )
     found = environment.query_gpu()
     assert (found["name"], found["compute_cap"], found["power.limit"]) == ("NVIDIA X", "9.0", "6 W")
+    said = "clocks.sm 1 MHz, clocks.mem 2 MHz, power.draw 5 W, temperature.gpu 30"
+    assert environment.clocks() == said
 
 
 class FakeDevice:
@@ -305,6 +331,14 @@ def test_copies_exceed_the_cache_where_calls_are_short(monkeypatch, rows, count)
     assert len(copies) == count
     assert len({copy.logits.data_ptr() for copy in copies}) == count
     assert all(torch.equal(copy.logits, problem.logits) for copy in copies)
+
+
+def test_the_host_is_timed_from_an_idle_device(monkeypatch):
+    device = FakeDevice(monkeypatch)
+    elapsed = iter([0, 3000, 10_000, 15_000])
+    monkeypatch.setattr(timing, "perf_counter_ns", lambda: next(elapsed))
+    assert device_timing.time_on_host(device.contender(0.0, 0.0), 2) == 4.0
+    assert device.log == ["wait", *["prepare", "run"] * 2, "release"]
 
 
 def test_a_graph_holds_the_work_apart_from_its_preparation(monkeypatch):

@@ -38,5 +38,5 @@ def in_modes(provider: Provider) -> Provider:
 PROVIDERS = {
     name: in_modes(provider)
     for name, provider in providers.PROVIDERS.items()
-    if not name.startswith(COMPILED) and "forward_backward" in provider.works
+    if not name.startswith(COMPILED) and "forward_backward" in provider.works and not provider.needs
 }

@@ -14,7 +14,6 @@ from bench.training.cases import TrainingShape
 from demo.transformer import Transformer
 
 LEARNING_RATE = 1e-3
-MOST_INTERPOLATED = 6  # measurements, before the search merely halves
 
 
 class TrainingProblem(Problem):
@@ -84,22 +83,24 @@ def largest_batch(peak: Callable[[int], float], limit: float, known: Mapping[int
     """
     peaks = dict(known)
     while True:
-        fits = max((batch for batch in peaks if peaks[batch] <= limit), default=0)
         exceeds = min((batch for batch in peaks if peaks[batch] > limit), default=None)
+        fits = max((batch for batch in peaks if exceeds is None or batch < exceeds), default=0)
         if exceeds == fits + 1:
             return fits
         least, most = fits + 1, 4 * fits if exceeds is None else exceeds - 1
         guess = (least + most) // 2
-        if len(peaks) < MOST_INTERPOLATED:
-            guess = min(max(extrapolated(peaks, limit, guess), least), most)
+        # Half of the time it halves, for where memory grows by steps; and where it ran out.
+        if exceeds is None or (len(peaks) % 2 and math.isfinite(peaks[exceeds])):
+            guess = min(max(on_line(peaks, limit, guess), least), most)
         peaks[guess] = peak(guess)
 
 
-def extrapolated(peaks: Mapping[int, float], limit: float, otherwise: int) -> int:
+def on_line(peaks: Mapping[int, float], limit: float, otherwise: int) -> int:
     """Where the line through the two peaks nearest to the limit meets it, if it rises at all."""
     finite = [batch for batch in peaks if math.isfinite(peaks[batch])]
-    near, *others = sorted(finite, key=lambda batch: abs(peaks[batch] - limit))
-    if not others:
+    nearest = sorted(finite, key=lambda batch: abs(peaks[batch] - limit))[:2]
+    if len(nearest) < 2:
         return otherwise
-    slope = (peaks[near] - peaks[others[0]]) / (near - others[0])
+    near, next_ = nearest
+    slope = (peaks[near] - peaks[next_]) / (near - next_)
     return near + math.floor((limit - peaks[near]) / slope) if slope > 0 else otherwise
