@@ -41,7 +41,7 @@ SHAPES = {
         ),
         LinearShape(
             "trained",
-            (4096, 128, TRAINED_CLASSES),
+            (2048, 128, TRAINED_CLASSES),
             "a model trained on text, where most probabilities are next to 0",
             trained=True,
         ),

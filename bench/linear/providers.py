@@ -32,6 +32,8 @@ CUT_EXACT = "cut-cross-entropy exact"
 CUT_KAHAN = "cut-cross-entropy Kahan"
 CUT_COMPILED = "cut-cross-entropy torch_compile"
 
+FULL = frozenset({"float32", "float64"})
+
 
 def load_ours(work: str) -> Loss:
     import torchce_cuda
@@ -67,9 +69,10 @@ def load_torch_linear(work: str, **options) -> Loss:
 
 
 def _torch_linear_of(policy: str, **left_out: str) -> Provider:
-    """By default sums are float32, here they have the dtype of the inputs."""
+    """By default sums are float32, here they have the dtype of the inputs: not for float32, where
+    all do as the default does, up to some memory."""
     load = partial(load_torch_linear, acc_policy=policy)
-    return Provider(f"{TORCH_LINEAR} {policy}", load, left_out=left_out)
+    return Provider(f"{TORCH_LINEAR} {policy}", load, lacks=FULL, left_out=left_out)
 
 
 PROVIDERS = table(
@@ -78,7 +81,7 @@ PROVIDERS = table(
     Provider(
         TORCH_FLOAT,
         load_torch_float,
-        lacks=frozenset({"float32", "float64"}),  # the same call
+        lacks=FULL,  # the same call
     ),
     Provider(COMPILED, load_compiled),
     Provider(
@@ -91,7 +94,7 @@ PROVIDERS = table(
     _torch_linear_of("balanced", cpu="it takes longer than accurate there, for little"),
     _torch_linear_of("compact", cpu="it takes longer than accurate there, for little"),
     Provider(LIGER, peers.load_liger),
-    Provider(LIGER_FLOAT, peers.load_liger_float, lacks=frozenset({"float32"})),  # the same call
+    Provider(LIGER_FLOAT, peers.load_liger_float, lacks=FULL),  # the same call
     Provider(LIGER_CUTE, peers.load_liger_cute, lacks=frozenset({"float32", ODD_ROWS})),
     Provider(LIGER_CUTILE, peers.load_liger_cutile, lacks=frozenset({"float32", "float16"})),
     Provider(CUT, peers.load_cut),
