@@ -120,7 +120,7 @@ PROVIDERS = table(
         AUTOTUNED,
         load_autotuned,
         OF_TORCH,
-        left_out={"cpu": "there it tunes products of matrices, so this is torch.compile again"},
+        left_out={"cpu": "its code there is that of torch.compile"},
     ),
     Provider(LIGER, peers.load_liger, OF_LIGER, IN_PLACE, lacks=ROWS),
     Provider(LIGER_CUTE, peers.load_liger_cute, OF_LIGER, IN_PLACE, lacks=ROWS | {ODD_ROWS}),

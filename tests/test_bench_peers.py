@@ -179,7 +179,7 @@ def plan(subject="logits", device="cpu", names=None):
 def test_who_is_left_out_is_named_with_the_reason_and_still_can_be_named(capsys):
     autotuned = PROVIDERS[providers.AUTOTUNED]
     assert autotuned not in plan().wanted_providers()
-    assert f"left out {autotuned.name}: there it tunes products" in capsys.readouterr().err
+    assert f"left out {autotuned.name}: its code there is that" in capsys.readouterr().err
     assert autotuned in plan(device="cuda").wanted_providers()
     assert plan(names=[autotuned.name]).wanted_providers() == [autotuned]
 

@@ -1,6 +1,8 @@
 """The benchmark of labels that do not exclude each other: what is not that of given logits."""
 
 import dataclasses
+import os
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 
 from bench import __main__, check, memory, report, results, run, timing
 from bench.cases import PLAIN
+from bench.environment import ROOT
 from bench.problem import Problem
 from bench.providers import COMPILED, OURS, Provider
 from bench.results import LogitsResult
@@ -203,3 +206,25 @@ def test_a_provider_is_weighed_in_a_process_of_its_own():
         "sigmoid", OURS, "few-boxes", "float32", 1, [("forward", "weight+focal")]
     )
     assert set(weighed) == {("forward", "weight+focal")}
+
+
+def test_torchvision_is_taken_without_its_compiled_operators(tmp_path):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import torch\nfor name in ('nms', 'qnms'):\n"
+        "    torch.library.register_fake(f'torchvision::{name}', lambda: None)\n"
+    )
+    (package / "ops.py").write_text("def sigmoid_focal_loss(*arguments): return arguments\n")
+    code = (
+        "from bench.sigmoid.providers import PROVIDERS, TORCHVISION\n"
+        "print(PROVIDERS[TORCHVISION].load('forward')('x', 't', gamma=2.0, alpha=0.25))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.stdout == "('x', 't', 0.25, 2.0, 'mean')\n", finished.stderr

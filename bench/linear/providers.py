@@ -87,7 +87,7 @@ PROVIDERS = table(
     Provider(
         AUTOTUNED,
         load_autotuned,
-        left_out={"cpu": "it takes minutes to tune and keeps the products of torch.compile"},
+        left_out={"cpu": "its code there is that of torch.compile"},
     ),
     Provider(TORCH_LINEAR, load_torch_linear),
     _torch_linear_of("accurate"),

@@ -40,20 +40,25 @@ def load_compiled(work: str) -> Loss:
 
 
 def load_torchvision(work: str) -> Loss:
-    from torchvision.ops import sigmoid_focal_loss
-
-    return lambda logits, target, gamma, alpha: sigmoid_focal_loss(
-        logits, target, alpha, gamma, "mean"
-    )
-
-
-def load_compiled_torchvision(work: str) -> Loss:
-    from torchvision.ops import sigmoid_focal_loss
+    """Its compiled operators, of which this is none, do not load beside a CPU build of torch, and
+    it cannot be imported where there are none of the names that it presumes."""
+    try:
+        from torchvision.ops import sigmoid_focal_loss
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+        for presumed in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{presumed}", "() -> ()")
+        from torchvision.ops import sigmoid_focal_loss
 
     def loss(logits, target, gamma, alpha):
         return sigmoid_focal_loss(logits, target, alpha, gamma, "mean")
 
-    return compiled(loss)
+    return loss
+
+
+def load_compiled_torchvision(work: str) -> Loss:
+    return compiled(load_torchvision(work))
 
 
 def load_mmcv(work: str) -> Loss:
