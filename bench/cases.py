@@ -106,7 +106,7 @@ OPTION_BUDGETS = {
 # Bandwidth of ours / of a copy, at least: (shape, work) -> share. Plain loss, on a CUDA device.
 COPY_BUDGETS = {
     (f"head-{cols}", work): 0.88
-    for cols in (1000, 4096, 32000, 50257, 50264, 151936, 256000)
+    for cols in (1000, 4096, 32000, 50257, 50264, 65536, 151936, 256000)
     for work in ("forward", "backward", "one_pass")
 } | {
     ("head-128256", "forward"): 0.92,

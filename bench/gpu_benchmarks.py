@@ -20,6 +20,7 @@ CHOSEN_LINEAR = (
     "--providers torchce_cuda 'F.linear + F.cross_entropy' torch.compile F.linear_cross_entropy "
     "Liger 'Liger CuTe' cut-cross-entropy QuACK"
 )
+CHOSEN_SMALL = "--providers torchce_cuda F.cross_entropy QuACK flash-attn"
 HEADLINES = (
     Benchmark("forward", 50, f"logits --shapes head-128256 {BFLOAT16} --works forward {CHOSEN}"),
     Benchmark(
@@ -37,7 +38,7 @@ FURTHER_BENCHMARKS = (
     ),
     Benchmark("linear", 90, f"linear --shapes llama3-8b {CHOSEN_LINEAR}"),
     Benchmark("options", 60, f"logits --shapes llama2-batch {BFLOAT16} {CHOSEN} fla mmcv"),
-    Benchmark("small calls", 75, "small"),
+    Benchmark("small calls", 75, f"small {CHOSEN_SMALL}"),
     Benchmark("training, a large head", 90, "training --shapes gemma-head"),
     Benchmark("every provider", 120, f"logits --shapes head-128256 {BFLOAT16} {PASSES}"),
     Benchmark("linear, every provider", 150, "linear --shapes llama3-8b"),
@@ -70,8 +71,8 @@ FURTHER_BENCHMARKS = (
         f"linear --shapes deepseek-v3 llama3-70b {CHOSEN_LINEAR}",
     ),
     Benchmark("training, GPT-2", 90, "training --shapes gpt2"),
-    Benchmark("scaling", 75, "scaling"),
-    Benchmark("linear, scaling", 75, "linear-scaling"),
+    Benchmark("scaling", 75, f"scaling {CHOSEN}"),
+    Benchmark("linear, scaling", 75, f"linear-scaling {CHOSEN_LINEAR}"),
     Benchmark("sigmoid, float32", 60, "sigmoid --dtypes float32"),
     Benchmark(
         "other vocabularies, float32 and float16",
