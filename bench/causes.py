@@ -75,6 +75,12 @@ CAUSES = (
         works=("compiled",),
     ),
     Cause(
+        "few rows are cut into chunks all the same, and the products of each read the whole head",
+        "one chunk where all the logits are small",
+        "linear-scaling",
+        shapes=("rows-128x256x32000", "rows-256x256x32000"),
+    ),
+    Cause(
         "one more sum over the logits, seen where a row is in the cache and memory does not wait",
         "fewer additions per class",
         "logits",
