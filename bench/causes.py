@@ -1,4 +1,7 @@
-"""Why ours loses, as far as it is known, and what would fix it. The first that fits is shown."""
+"""Why ours loses, as far as it is known, and what would fix it. The first that fits is shown.
+
+What follows from the code and was not measured says "probably".
+"""
 
 from dataclasses import dataclass
 
@@ -68,14 +71,21 @@ CAUSES = (
     Cause(*PYTHON_NODE, "logits", shapes=("small",)),
     Cause(*PYTHON_NODE, "small", works=("eager",)),
     Cause(
-        "compiled code calls our operators through the dispatcher, where PyTorch's loss becomes a "
-        "part of the compiled code",
+        "probably that compiled code calls our operators through the dispatcher, where PyTorch's "
+        "loss becomes a part of the compiled code",
         "a lowering of the operators for the compiler",
         "small",
         works=("compiled",),
     ),
     Cause(
-        "one more sum over the logits, seen where a row is in the cache and memory does not wait",
+        "probably that few rows are cut into chunks all the same, and each chunk's products read "
+        "the whole head",
+        "one chunk where all the logits are small",
+        "linear-scaling",
+        shapes=("rows-128x256x32000", "rows-256x256x32000"),
+    ),
+    Cause(
+        "probably one more sum over the logits, seen where a row is in the cache",
         "fewer additions per class",
         "logits",
         shapes=("imagenet",),
@@ -89,7 +99,7 @@ CAUSES = (
         works=("forward",),
     ),
     Cause(
-        "the pages of gradient and state are new memory, which the system clears",
+        "probably the pages of gradient and state: new memory, which the system clears",
         "larger pages, or memory that is kept between calls",
         "logits",
         shapes=IMAGES,
