@@ -57,17 +57,19 @@ def run(
         print("nvidia-smi finds no GPU; --device cpu rehearses without one", file=sys.stderr)
         return 1
     folder = folder.resolve()
+    planned = plan(folder, device, known)
+    if chosen:
+        if unknown := set(chosen) - {section.name for section in planned}:
+            names = "; ".join(section.name for section in planned)
+            print(f"no section {', '.join(unknown)}. There are: {names}", file=sys.stderr)
+            return 1
+        planned = [each for each in planned if each.essential or each.name in chosen]
+    if peers:
+        os.environ["PYTHONPATH"] = gpu_peers.search_path(peers, PEERS)
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     (folder / ENVIRONMENT).write_text(json.dumps(known, indent=2) + "\n")
-    if peers:
-        os.environ["PYTHONPATH"] = gpu_peers.search_path(peers, PEERS)
-    planned = [
-        section
-        for section in plan(folder, device, known)
-        if not chosen or section.essential or section.name in chosen
-    ]
 
     def after_each(outcomes: Sequence[Outcome]) -> None:
         sections.announce(outcomes[-1])

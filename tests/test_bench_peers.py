@@ -403,3 +403,9 @@ def test_a_report_finds_the_peers_and_runs_the_sections_chosen(monkeypatch, tmp_
     assert arguments.command(arguments) == 0
     assert [outcome.name for outcome in found] == ["build", "with peers"]
     assert found[1].tail == str(tmp_path / "peers" / "peer.py")
+
+
+def test_a_section_that_does_not_exist_is_refused(tmp_path, capsys):
+    assert gpu_report.run(tmp_path / "out", 9.0, "cpu", chosen=["tests", "test"]) == 1
+    assert "no section test. There are: build; smoke test; " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
