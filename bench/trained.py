@@ -6,6 +6,7 @@ measured: once, and then kept in a folder that builds write to.
 """
 
 import random
+import sys
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -61,7 +62,7 @@ def train(training: Training, device: str) -> dict[str, torch.Tensor]:
     from demo.language_model import Setup, draw_texts
     from demo.transformer import Transformer
 
-    print(f"training a model for {training.steps} steps", flush=True)
+    print(f"training a model for {training.steps} steps", file=sys.stderr)
     setup = Setup(
         vocab_size=TRAINED_CLASSES,
         batch=training.batch,
@@ -96,5 +97,6 @@ def train(training: Training, device: str) -> dict[str, torch.Tensor]:
             F.cross_entropy(rows @ model.token.weight.T, expected)
             for rows, expected in zip(hidden.split(1024), target.split(1024), strict=True)
         ]
-    print(f"its loss on text that it has not seen: {sum(losses) / len(losses):.2f}", flush=True)
+    held_out_loss = sum(losses) / len(losses)
+    print(f"its loss on text that it has not seen: {held_out_loss:.2f}", file=sys.stderr)
     return {"hidden": hidden, "head": model.token.weight.detach(), "target": target}

@@ -1,6 +1,7 @@
 """The other kernels without a GPU: what doubles of them are asked for, and how wheels travel."""
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from peer_doubles import install
 
+import demo
 from bench import check, gpu_peers, gpu_report, providers, results, run, trained
 from bench.__main__ import parser
 from bench.cases import OPTIONS, PLAIN
@@ -238,6 +240,21 @@ def test_a_trained_model_gives_hidden_states_and_their_logits(tiny_model):
     assert len(tiny_model) == 1  # kept
 
 
+def test_a_model_is_trained_to_say_what_follows(monkeypatch):
+    corpus = pytest.importorskip("demo.corpus", reason="needs what the demo needs")
+    text = " ".join(str(number * number % 997) for number in range(6000))
+    monkeypatch.setattr(corpus, "read_documents", lambda root: [text])
+    monkeypatch.setattr(trained, "TRAINED_CLASSES", 300)
+    monkeypatch.setattr(trained, "MOST_ROWS", 256)
+    made = trained.train(trained.Training(width=16, batch=4, steps=60), "cpu")
+    hidden, head, target = made["hidden"], made["head"], made["target"]
+    assert (hidden.shape, head.shape, target.shape) == ((256, 16), (300, 16), (256,))
+    assert not hidden.requires_grad
+    assert not head.requires_grad
+    loss, uniform = F.cross_entropy(hidden @ head.T, target), math.log(300)
+    assert loss < 0.8 * uniform
+
+
 def test_shapes_of_a_trained_model_have_its_size_and_say_so_in_their_names():
     for shapes in (SHAPES, LINEAR_SHAPES):
         found = [shape for shape in shapes.values() if shape.trained]
@@ -256,6 +273,7 @@ def test_without_a_tokenizer_a_trained_model_is_skipped_with_the_reason(
     monkeypatch.setattr(trained, "FOLDER", tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     monkeypatch.delitem(sys.modules, "demo.corpus", raising=False)
+    monkeypatch.delattr(demo, "corpus", raising=False)
     measuring = dataclasses.replace(
         plan(names=[OURS]), shapes=[SHAPES["trained"]], csv=tmp_path / "results.csv"
     )
