@@ -1,11 +1,12 @@
 # make demo    a virtual environment, the build, then two real trainings
 # make test    the same set-up, then all tests
+# make gpu-peers    fetch the wheels of other kernels for a machine with a GPU, into out/peers
 # make gpu-report OUT=dir    on a machine with a GPU, in at most MINUTES: build, check and measure
 #
 # PYTHON  the interpreter to begin with
 # VENV    the virtual environment; "none" takes PYTHON as it is, installs nothing and builds in place
 # TORCH   the torch to install, 2.11 to 2.15 (each in a VENV of its own); empty: the one PYTHON has
-# PEERS   a folder of other kernels' packages that gpu-report measures beside ours
+# PEERS   a folder of other kernels' packages, wheels or unpacked, that gpu-report measures beside ours
 
 PYTHON ?= python3
 # a GPU comes with a torch of its own
@@ -28,7 +29,7 @@ else
     export PATH := $(abspath $(VENV))/bin:$(PATH)# where the build looks for ninja
 endif
 
-.PHONY: demo test load-test bench gpu-report lint format venv build clean
+.PHONY: demo test load-test bench gpu-peers gpu-report lint format venv build clean
 
 demo: build
 	$(PY) -m demo
@@ -40,11 +41,13 @@ load-test: build
 	$(PY) tests/load_matrix.py
 
 bench: build
-	$(PY) -m bench logits --device cpu
-	$(PY) -m bench linear --device cpu
+	for work in logits linear sigmoid small scaling linear-scaling training; do $(PY) -m bench $$work --device cpu || exit 1; done
+
+gpu-peers: venv
+	$(PY) -m bench.gpu_peers
 
 gpu-report: venv
-	$(if $(PEERS),PYTHONPATH=$(abspath $(PEERS)):$$PYTHONPATH) $(PY) -m bench gpu-report --out $(OUT) --minutes $(MINUTES)
+	$(PY) -m bench gpu-report --out $(OUT) --minutes $(MINUTES) $(if $(PEERS),--peers $(PEERS))
 
 lint: build
 	$(PY) -m ruff check

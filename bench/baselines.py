@@ -2,9 +2,10 @@
 
 import torch
 
+from bench.cases import OPTIONS, PLAIN, STEP
 from bench.problem import Problem
 
-COPY, PRODUCTS = "copy", "three products"
+COPY, PRODUCTS, BODY = "copy", "three products", "step without head and loss"
 
 
 class _Baseline:
@@ -47,4 +48,14 @@ class Products(_Baseline):
         return torch.mm(self.logits.t(), self.hidden, out=self.grad_head)
 
 
-BASELINES = {COPY: Copy, PRODUCTS: Products}
+class Body(_Baseline):
+    """A training step whose loss needs no head and costs nothing."""
+
+    def __init__(self, problem: Problem):
+        self.step = problem.call(STEP, lambda hidden, head, target: hidden.sum(), OPTIONS[PLAIN])
+
+    def run(self) -> torch.Tensor:
+        return self.step.run()
+
+
+BASELINES = {COPY: Copy, PRODUCTS: Products, BODY: Body}

@@ -11,19 +11,39 @@ WORKS = {
     "one_pass": "one pass in place",  # the same of a layer's output, which ours may overwrite
 }
 
+# How a call is made that takes less than what leads to it: the works of `small`.
+MODES = {
+    "eager": "eager call",
+    "compiled": "compiled call",  # by torch.compile, of a function that calls the loss
+    "graph": "replay of a CUDA graph",
+}
+
+STEP = "step"  # the work of `training`
+
+TITLES = WORKS | MODES | {STEP: "training step"}
+
 # On a CPU the gradient of a small problem is made in the forward pass, so there is no backward pass
 # to time alone.
 WORKS_OF_DEVICE = {"cpu": ("forward", "forward_backward", "one_pass"), "cuda": tuple(WORKS)}
 
 
+WEIGHT, PROBABILITIES = "weight", "probabilities"
+
+
 @dataclass(frozen=True)
 class Option:
-    """One way to call the loss; `arguments` are keywords of `torchce_cuda.cross_entropy`."""
+    """One way to call the loss; `arguments` are keywords of ours."""
 
     name: str
     weighted: bool = False  # a weight per class
     probabilities: bool = False  # a distribution over the classes as target, not an index
     arguments: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        """What a provider has to understand."""
+        asked = {WEIGHT: self.weighted, PROBABILITIES: self.probabilities}
+        return frozenset(self.arguments) | {name for name, wanted in asked.items() if wanted}
 
 
 PLAIN = "plain"
@@ -86,7 +106,7 @@ OPTION_BUDGETS = {
 # Bandwidth of ours / of a copy, at least: (shape, work) -> share. Plain loss, on a CUDA device.
 COPY_BUDGETS = {
     (f"head-{cols}", work): 0.88
-    for cols in (1000, 4096, 32000, 50257, 50264, 151936, 256000)
+    for cols in (1000, 4096, 32000, 50257, 50264, 65536, 151936, 256000)
     for work in ("forward", "backward", "one_pass")
 } | {
     ("head-128256", "forward"): 0.92,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from bench.cases import Option
 from bench.problem import Forward, Problem
+from bench.shapes import Shape
 from torchce_cuda import reference
 
 # Largest relative error that still counts as right. That of bfloat16 lets F.cross_entropy pass:
@@ -49,9 +50,7 @@ class Expected:
             for name, value in problem.arguments(option).items()
         }
         target = arguments.pop("target")
-        divisor = problem.shape.rows
-        if option.weighted and not option.probabilities:
-            divisor = arguments["weight"][target].sum()
+        divisor = self.divisor(problem.shape, target, arguments.get("weight"))
 
         self.loss = torch.zeros((), dtype=torch.float64, device=problem.device)
         inputs, *head = problem.inputs  # logits, or hidden states and a head
@@ -62,15 +61,23 @@ class Expected:
         for part in self.parts:
             rows = inputs[part].double().requires_grad_()
             logits = F.linear(rows, *head) if head else rows
-            loss = (
-                reference.cross_entropy(logits, target[part], reduction="sum", **arguments)
-                / divisor
-            )
+            loss = self.summed(logits, target[part], **arguments) / divisor
             loss.backward()
             self.loss += loss.detach()
             gradient[part] = rows.grad
         self.gradients = (gradient, *(each.grad for each in head))
-        self.index = None if option.probabilities else target.unsqueeze(1)  # [N, 1, d1, ...]
+        self.target = target
+
+    def divisor(
+        self, shape: Shape, target: torch.Tensor, weight: torch.Tensor | None
+    ) -> torch.Tensor | int:
+        """Of the mean."""
+        indices = not target.is_floating_point()
+        return weight[target].sum() if indices and weight is not None else shape.rows
+
+    def summed(self, logits: torch.Tensor, target: torch.Tensor, **arguments) -> torch.Tensor:
+        """The sum of the losses of some rows."""
+        return reference.cross_entropy(logits, target, reduction="sum", **arguments)
 
     def errors(self, call: Forward) -> Errors:
         """Run a call once and compare what it gives."""
@@ -88,10 +95,11 @@ class Expected:
     def gradient_errors(self, gradient: torch.Tensor) -> dict[str, float]:
         """The errors of what a call gave for each input."""
         (expected,) = self.gradients
-        if self.index is None:
+        if self.target.is_floating_point():  # probabilities
             parts = ((gradient[part], expected[part]) for part in self.parts)
             return {"other": relative_error(parts)}
-        parts = [(gradient[part], expected[part], self.index[part]) for part in self.parts]
+        index = self.target.unsqueeze(1)  # [N, 1, d1, ...]
+        parts = [(gradient[part], expected[part], index[part]) for part in self.parts]
         return {
             "target": relative_error((a.gather(1, i), e.gather(1, i)) for a, e, i in parts),
             "other": relative_error((a.scatter(1, i, 0), e.scatter(1, i, 0)) for a, e, i in parts),

@@ -6,12 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.cases import COPY_BUDGETS, OPTION_BUDGETS, OPTIONS, PLAIN, SPEEDUP_BUDGETS, WORKS
-from bench.providers import COMPILED, OURS, PROVIDERS, TORCH
+from bench.cases import (
+    COPY_BUDGETS,
+    OPTION_BUDGETS,
+    OPTIONS,
+    PLAIN,
+    SPEEDUP_BUDGETS,
+    TITLES,
+    Option,
+)
+from bench.providers import COMPILED, OURS, TORCH
 from bench.results import OK, LogitsResult, Result
 from bench.shapes import SHAPES, Shape
-
-PEERS = [name for name in PROVIDERS if name not in (OURS, TORCH, COMPILED)]
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,13 @@ class Comparison:
         return time_ratio(self.timed(provider), self.ours)
 
     @property
+    def fastest_other(self) -> Result | None:
+        return min(self.others, key=lambda row: row.median_us, default=None)
+
+    @property
     def lead(self) -> float | None:
         """Time of the fastest other provider / ours."""
-        ratios = [time_ratio(row, self.ours) for row in self.others if self.ours]
-        return min(ratios, default=None)
+        return time_ratio(self.fastest_other, self.ours)
 
     def promises(self) -> Iterable[Promise]:
         """What was promised of this case."""
@@ -99,10 +108,6 @@ class LogitsComparison(Comparison):
     @property
     def compiled(self) -> Result | None:
         return self.timed(COMPILED)
-
-    @property
-    def peers(self) -> list[Result]:
-        return [row for name in PEERS if (row := self.timed(name))]
 
     @property
     def speedup(self) -> float | None:
@@ -154,10 +159,22 @@ class LogitsComparison(Comparison):
 class Run:
     """The results of one machine, and the plots that show them."""
 
+    subject: str
     path: Path
     results: Sequence[Result]
     comparisons: Sequence[Comparison]
     plot_names: Sequence[str] = ()
+
+    @property
+    def machine(self) -> str:
+        """Where it was measured; the threads of a GPU's host are of no account."""
+        row = self.results[0]
+        return f"{row.machine}, {row.threads} threads" if row.device == "cpu" else row.machine
+
+    @property
+    def providers(self) -> list[str]:
+        """Who took part, in the order of the file."""
+        return list(dict.fromkeys(row.provider for row in self.results))
 
     @property
     def digest(self) -> str:
@@ -166,9 +183,11 @@ class Run:
 
     @property
     def plots(self) -> tuple[Path, ...]:
-        return tuple(
-            self.path.with_name(f"{self.path.stem}-{name}.png") for name in self.plot_names
-        )
+        return tuple(map(self.plot, self.plot_names))
+
+    def plot(self, name: str) -> Path:
+        """Beside the results."""
+        return self.path.with_name(f"{self.path.stem}-{name}.png")
 
 
 def compare(results: Sequence[LogitsResult]) -> list[LogitsComparison]:
@@ -182,7 +201,9 @@ def compare(results: Sequence[LogitsResult]) -> list[LogitsComparison]:
 
 
 def by_case(
-    results: Sequence[Result], shapes: Mapping[str, Shape]
+    results: Sequence[Result],
+    shapes: Mapping[str, Shape],
+    options: Mapping[str, Option] = OPTIONS,
 ) -> dict[tuple[str, str, str, str], dict[str, Result]]:
     """Shape, dtype, work and option -> provider -> row, in the order of shapes, works, options."""
     cases: dict[tuple[str, str, str, str], dict[str, Result]] = {}
@@ -192,7 +213,11 @@ def by_case(
 
     def order(case: tuple[str, str, str, str]) -> tuple[int, bool, int, int]:
         shape, dtype, work, option = case
-        in_order = (list(shapes).index(shape), list(WORKS).index(work), list(OPTIONS).index(option))
+        in_order = (
+            list(shapes).index(shape),
+            list(TITLES).index(work),
+            list(options).index(option),
+        )
         return (in_order[0], dtype != "float32", *in_order[1:])
 
     return {case: cases[case] for case in sorted(cases, key=order)}

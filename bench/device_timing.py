@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from bench import timing
 from bench.problem import Problem
 from bench.timing import WARM_UP_CALLS, Contender
 
-LONG_CALL_BYTES = 256 << 20  # of logits: 64 us at 4 TB/s
+LONG_CALL_BYTES = 512 << 20  # of logits: to read them takes more than 100 us at up to 5 TB/s
 CACHES = 3  # L2 sizes that the logits of a graph fill together
 MOST_COPIES = 64  # a few KiB fit any cache however often they are copied
 
@@ -44,6 +45,13 @@ def time_calls(contender: Contender, calls: int) -> float:
     torch.cuda.synchronize()
     contender.release()
     return sum(start.elapsed_time(end) for start, end in pairs) / calls * 1e3
+
+
+def time_on_host(contender: Contender, calls: int) -> float:
+    """Mean time in microseconds after which a call returns to the host, whatever the device still
+    does; it was idle before the first."""
+    torch.cuda.synchronize()
+    return timing.time_calls(contender, calls)
 
 
 class Replay:

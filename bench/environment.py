@@ -7,6 +7,8 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -27,7 +29,22 @@ GPU_FIELDS = (
     "power.limit",
     "temperature.gpu",
 )
-MEASURED_SOURCES = ("csrc", "torchce_cuda", "setup.py", "bench/*.py")
+PACKAGES = (  # of the other providers, and what they are made with
+    "triton",
+    "torchvision",
+    "liger-kernel",
+    "quack-kernels",
+    "nvidia-cutlass-dsl",
+    "cut-cross-entropy",
+    "flash-attn",
+    "fla-core",
+    "flag-gems",
+    "cuda-tile",
+    "apex",
+    "transformer-engine",
+    "mmcv",
+)
+MEASURED_SOURCES = ("csrc", "torchce_cuda", "setup.py", "bench/*.py", "demo/transformer.py")
 
 
 def describe(device: str = "cpu") -> dict[str, str]:
@@ -53,6 +70,7 @@ def describe(device: str = "cpu") -> dict[str, str]:
         "commit": commit(),
         "date": today(),
         "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "packages": packages(),
     }
 
 
@@ -81,6 +99,22 @@ def query_gpu() -> dict[str, str]:
         return {}
     values = answer.stdout.strip().split(", ")
     return dict(zip(GPU_FIELDS, values, strict=True))
+
+
+def clocks() -> str:
+    """What the GPU ran at a moment ago; nothing without one."""
+    known = query_gpu()
+    names = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+    return ", ".join(f"{name} {known[name]}" for name in names if name in known)
+
+
+def packages() -> str:
+    """Name and version of each of `PACKAGES` that is installed."""
+    found = []
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 def today() -> str:

@@ -7,89 +7,69 @@ process of its own, and `report.md` is written anew after each.
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch.utils.cpp_extension import CUDA_HOME
 
-from bench import environment, report, sections
+from bench import environment, gpu_peers, report, sections
 from bench.cases import PLAIN, WORKS
 from bench.comparison import LogitsComparison, time_ratio
+from bench.gpu_benchmarks import FURTHER_BENCHMARKS, HEADLINES, REHEARSAL, Benchmark
 from bench.sections import Outcome, Section
 
-ENVIRONMENT, RESULTS, LINEAR_RESULTS = "environment.json", "logits.csv", "linear.csv"
-REPORT, LOG, SANITIZER_LOG = "report.md", "build-and-tests.log", "sanitizer.log"
-PLOTS = ("logits-speedup.png", "logits-options.png")
-FILES = (ENVIRONMENT, RESULTS, LINEAR_RESULTS, REPORT, LOG, SANITIZER_LOG, *PLOTS)
+ENVIRONMENT, REPORT, LOG = "environment.json", "report.md", "checks.log"
+RESULTS = "logits.csv"
+PLOT = "bandwidth"  # `python -m bench report --from` draws the others
+FILES = (
+    *(ENVIRONMENT, REPORT, LOG),
+    *sorted({f"{part.file}.csv" for part in report.PARTS}),
+    f"logits-{PLOT}.png",
+)
+PEERS = environment.ROOT / "build" / "peers"  # where the wheels of other kernels are installed
 
 # Seconds, and arguments: calls that PyTorch makes to probe the driver may fail.
 SANITIZERS = {"memcheck": (60, ["--report-api-errors", "no"]), "racecheck": (60, [])}
 MOST_TEST_PROCESSES = 8  # each has a context of a few hundred MiB on the GPU
 
-# Name, seconds at most, arguments of `python -m bench logits`; of `python -m bench linear` below.
-PASSES = "--works forward backward one_pass"
-HEADLINES = (
-    ("forward", 50, "--shapes head-128256 --dtypes bfloat16 --works forward"),
-    ("backward", 55, "--shapes head-128256 --dtypes bfloat16 --works backward forward_backward"),
-    ("one pass", 50, "--shapes head-128256 --dtypes bfloat16 --works one_pass"),
-)
-FURTHER_BENCHMARKS = (
-    (
-        "odd, short and long rows",
-        75,
-        f"--shapes head-50257 head-50264 head-1000 head-256000 {PASSES}",
-    ),
-    (
-        "options",
-        40,
-        "--shapes llama2-batch --dtypes bfloat16 --providers torchce_cuda F.cross_entropy "
-        "--options plain focal weight smoothing z-loss softcap focal+smoothing all",
-    ),
-    ("other vocabularies", 60, f"--shapes head-32000 head-151936 head-4096 {PASSES}"),
-    (
-        "float32 and float16",
-        50,
-        f"--shapes head-128256 llama2-batch --dtypes float32 float16 --options plain {PASSES}",
-    ),
-    (
-        "segmentation, small shapes",
-        60,
-        "--shapes segmentation small imagenet-batch --options plain",
-    ),
-)
-LINEAR_BENCHMARKS = (
-    ("linear", 90, "--shapes llama3-8b"),
-    ("linear, other heads", 90, "--shapes qwen gemma2-2b gpt2"),
-)
+
+FILE_OF = {part.command: part.file for part in report.PARTS}
 REHEARSED_TESTS = ("tests/test_gpu_report.py", "-k", "essential")
-REHEARSAL = (
-    (
-        "forward",
-        60,
-        "--shapes small --providers torchce_cuda F.cross_entropy --options plain focal "
-        "--works forward forward_backward",
-    ),
-)
-REHEARSED_LINEAR = (("linear", 60, "--shapes small --providers torchce_cuda"),)
 
 
-def run(folder: Path, minutes: float, device: str) -> int:
-    """Everything that fits the minutes; returns an exit status."""
+def run(
+    folder: Path,
+    minutes: float,
+    device: str,
+    peers: Path | None = None,
+    chosen: Sequence[str] | None = None,
+) -> int:
+    """Everything, or the sections chosen, that fits the minutes; returns an exit status."""
     deadline = time.monotonic() + minutes * 60
     known = environment.describe_host()
     if device == "cuda" and "gpu name" not in known:
         print("nvidia-smi finds no GPU; --device cpu rehearses without one", file=sys.stderr)
         return 1
     folder = folder.resolve()
+    planned = plan(folder, device, known)
+    if chosen:
+        if unknown := set(chosen) - {section.name for section in planned}:
+            names = "; ".join(section.name for section in planned)
+            print(f"no section {', '.join(unknown)}. There are: {names}", file=sys.stderr)
+            return 1
+        planned = [each for each in planned if each.essential or each.name in chosen]
+    if peers:
+        os.environ["PYTHONPATH"] = gpu_peers.search_path(peers, PEERS)
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     (folder / ENVIRONMENT).write_text(json.dumps(known, indent=2) + "\n")
-    planned = plan(folder, device, known)
 
     def after_each(outcomes: Sequence[Outcome]) -> None:
         sections.announce(outcomes[-1])
@@ -110,27 +90,23 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
     on_device = ["--device", device]
     smoke = [*python, "bench.smoke", *on_device]
     bandwidth = [*python, "bench.bandwidth", *on_device, "--into", str(folder / ENVIRONMENT)]
-    plots = [*python, "bench", "report", "--plots-of", str(folder / RESULTS)]
+    plots = [*python, "bench", "report", "--plots-of", str(folder / RESULTS), "--plots", PLOT]
 
-    def benchmarks(
-        table: Sequence[tuple[str, int, str]], command: str = "logits", into: str = RESULTS
-    ) -> list[Section]:
-        measure = [*python, "bench", command, *on_device, "--csv", str(folder / into)]
-        return [
-            Section(name, [*measure, *arguments.split()], seconds)
-            for name, seconds, arguments in table
-        ]
-
-    def linear_benchmarks(table: Sequence[tuple[str, int, str]]) -> list[Section]:
-        return benchmarks(table, "linear", LINEAR_RESULTS)
+    def measure(benchmarks: Sequence[Benchmark]) -> list[Section]:
+        found = []
+        for each in benchmarks:
+            command, *arguments = shlex.split(each.arguments)
+            into = ["--csv", str(folder / f"{FILE_OF[command]}.csv")]
+            whole = [*python, "bench", command, *on_device, *into, *arguments]
+            found.append(Section(each.name, whole, each.seconds))
+        return found
 
     if device == "cpu":
         return [
             Section("build", [*python, "torchce_cuda"], 60, LOG, essential=True),
             Section("smoke test", [*smoke, "--few"], 60, essential=True),
             Section("copy bandwidth", bandwidth, 60),
-            *benchmarks(REHEARSAL),
-            *linear_benchmarks(REHEARSED_LINEAR),
+            *measure(REHEARSAL),
             Section("tests", [*python, "pytest", *REHEARSED_TESTS], 60, LOG),
             *(Section(tool, [], 1, obstacle="it watches a GPU") for tool in SANITIZERS),
             Section("plots", plots, 60),
@@ -139,11 +115,10 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
         build(known),
         Section("smoke test", smoke, 45, essential=True),
         Section("copy bandwidth", bandwidth, 30),
-        *benchmarks(HEADLINES),
+        *measure(HEADLINES),
         gpu_tests(known),
         *(sanitizer(tool, [*smoke, "--few"]) for tool in SANITIZERS),
-        *benchmarks(FURTHER_BENCHMARKS),
-        *linear_benchmarks(LINEAR_BENCHMARKS),
+        *measure(FURTHER_BENCHMARKS),
         Section("plots", plots, 20),
     ]
 
@@ -181,7 +156,7 @@ def sanitizer(tool: str, command: Sequence[str]) -> Section:
         tool,
         [program or "", *watch, "--print-limit", "50", "--error-exitcode", "1", *command],
         seconds,
-        SANITIZER_LOG,
+        LOG,
         # Each tensor an allocation of its own, so that a step beyond its end is seen.
         {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         obstacle="" if program else "no compute-sanitizer on PATH or in CUDA_HOME",
@@ -193,13 +168,15 @@ def render(folder: Path, planned: Sequence[Section], outcomes: Sequence[Outcome]
     known = json.loads((folder / ENVIRONMENT).read_text())
     parts = ["# GPU report", "## Sections", sections_table(planned, outcomes)]
     parts += ["## Environment", facts(known)]
-    if (folder / RESULTS).exists():
-        measured = report.LOGITS.read(folder / RESULTS)
-        parts += ["## Logits", report.LOGITS.full(measured, Path())]
-        parts += ["#### Odd rows", odd_rows(measured.comparisons) or "None."]
-    if (folder / LINEAR_RESULTS).exists():
-        measured = report.LINEAR.read(folder / LINEAR_RESULTS)
-        parts += ["## Linear", report.LINEAR.full(measured, Path())]
+    for part in report.PARTS:
+        path = folder / f"{part.file}.csv"
+        measured = part.read(path) if path.exists() else None
+        if measured and measured.results:
+            plots = (PLOT,) if part is report.LOGITS else ()
+            shown = replace(measured, plot_names=plots)
+            parts += [f"## {part.command.capitalize()}", part.full(shown, Path())]
+        if measured and part is report.LOGITS:
+            parts += ["#### Odd rows", odd_rows(measured.comparisons) or "None."]
     for section, outcome in zip(planned, outcomes, strict=False):
         if outcome.status in (sections.FAILED, sections.STOPPED):
             whole = f", all of it in {section.log}" if section.log else ""

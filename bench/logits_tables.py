@@ -2,25 +2,28 @@
 
 from pathlib import Path
 
-from bench.cases import WORKS
 from bench.comparison import (
     LogitsComparison,
     Run,
     gigabytes_per_second,
     relative_spread,
     share_of_copy,
-    time_ratio,
 )
+from bench.providers import COMPILED, OURS, TORCH
 from bench.results import FOLDER, LogitsResult
 from bench.tables import (
     BUDGET,
+    FASTEST_OTHER,
+    OPTION,
     OURS_TIME,
     SHAPE,
     SPREAD,
+    WORK,
     Chapter,
     Column,
     duration,
     errors,
+    everyone_else,
     lost_of,
     of,
     page,
@@ -29,19 +32,25 @@ from bench.tables import (
     table,
 )
 
+SHOWN = (OURS, TORCH, COMPILED)  # who has columns
 ERRORS_OF = ("loss", "target", "other")
+PLOT_OF_DEVICE = {  # what matters most there
+    "cpu": ("speedup", "Speed-up over F.cross_entropy"),
+    "cuda": ("bandwidth", "Share of the copy's bandwidth"),
+}
 
 
 def summary(run: Run) -> str:
-    """The table of the project's README: the cases that have a speed budget."""
-    promised = [each for each in run.comparisons if each.speedup_budget is not None]
+    """The table of the project's README: the cases that have a budget of their own."""
     plain = [each for each in run.comparisons if each.is_plain]
-    columns = CASE + TIMES + [Column("peak memory, ours / `F.cross_entropy`", peaks)]
+    promised = [each for each in plain if each.judged]
+    columns = CASE + TIMES + [OF_COPY, Column("peak memory, ours / `F.cross_entropy`", peaks)]
+    name, title = PLOT_OF_DEVICE[run.results[0].device]
     return "\n\n".join(
         [
             provenance(run),
             table(promised, columns),
-            f"![Speed-up over F.cross_entropy]({FOLDER / run.plots[0].name})",
+            f"![{title}]({FOLDER / run.plot(name).name})",
             lost_of(plain, "plain cases"),
         ]
     )
@@ -51,8 +60,7 @@ def full(run: Run, folder: Path) -> str:
     """Everything measured on one machine; the plots are in `folder`."""
     plain = [each for each in run.comparisons if each.is_plain]
     with_options = [each for each in run.comparisons if not each.is_plain]
-    with_peers = [each for each in run.comparisons if each.peers]
-    others = Chapter("Other kernels", "", table(with_peers, CASE + [OPTION, OURS_TIME, PEERS]))
+    others = everyone_else(run, SHOWN, CASE + [OPTION], ERRORS_OF)
     weighed = [each for each in plain if each.ours and each.ours.peak_bytes is not None]
     chapters = [
         Chapter("Plain loss", "", table(plain, CASE + TIMES + BANDWIDTH + [BUDGET])),
@@ -61,7 +69,7 @@ def full(run: Run, folder: Path) -> str:
             "Cost: the time of ours with the option / ours without, in the same rounds.",
             table(with_options, CASE + [OPTION] + TIMES + [COST, SPREAD, BUDGET]),
         ),
-        *([others] if with_peers else []),
+        *others,
         Chapter(
             "Peak memory",
             "Beyond the inputs, in MiB and in multiples of the logits.",
@@ -73,7 +81,8 @@ def full(run: Run, folder: Path) -> str:
             table(plain, CASE + ERRORS),
         ),
     ]
-    return page(run, folder, CASE + [OPTION] + TIMES + [COST, BUDGET], chapters)
+    of_lost = TIMES + [FASTEST_OTHER] * bool(others) + [COST, BUDGET]
+    return page(run, folder, CASE + [OPTION] + of_lost, chapters)
 
 
 def peak(result: LogitsResult | None) -> str:
@@ -88,16 +97,7 @@ def peaks(comparison: LogitsComparison) -> str:
     return f"{peak(comparison.ours)} / {peak(comparison.torch)}"
 
 
-def peers(comparison: LogitsComparison) -> str:
-    return "; ".join(
-        f"{peer.provider} {duration(peer)} ({ratio(time_ratio(peer, comparison.ours))})"
-        for peer in comparison.peers
-    )
-
-
-CASE = [*SHAPE, Column("work", lambda row: WORKS[row.case.work], left=True)]
-OPTION = Column("option", lambda row: row.case.option, left=True)
-PEERS = Column("the others, and their time / ours", peers, left=True)
+CASE = [*SHAPE, WORK]
 TIMES = [
     OURS_TIME,
     Column("`F.cross_entropy`", lambda row: duration(row.torch)),
@@ -105,9 +105,10 @@ TIMES = [
     Column("speed-up", lambda row: ratio(row.speedup)),
     Column("over compiled", lambda row: ratio(row.speedup_over_compiled)),
 ]
+OF_COPY = Column("of copy", lambda row: of(row.ours, share_of_copy, ".0%"))
 BANDWIDTH = [
     Column("GB/s", lambda row: of(row.ours, gigabytes_per_second, ".1f")),
-    Column("of copy", lambda row: of(row.ours, share_of_copy, ".0%")),
+    OF_COPY,
     SPREAD,
     Column("IQR, `F.cross_entropy`", lambda row: of(row.torch, relative_spread, ".0%")),
 ]

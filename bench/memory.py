@@ -17,9 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench.cases import OPTIONS
 from bench.environment import ROOT
-from bench.problem import CALL_OF_WORK, Problem
 from bench.subjects import SUBJECTS
 
 # glibc otherwise raises its thresholds with every large block freed, up to keeping 32 MiB blocks.
@@ -37,12 +35,12 @@ def resident_growth(run: Callable[[], object]) -> int:
     return max(0, peak - before)
 
 
-def allocated_growth(run: Callable[[], object], device: str) -> int:
-    """Bytes by which the memory allocated on a CUDA device grows at most while `run` runs."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+def allocated_growth(run: Callable[[], object]) -> int:
+    """Bytes by which the memory allocated on the CUDA device grows at most while `run` runs."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     run()
-    return torch.cuda.max_memory_allocated(device) - before
+    return torch.cuda.max_memory_allocated() - before
 
 
 def measure(
@@ -52,8 +50,8 @@ def measure(
     dtype: str,
     threads: int,
     cases: Sequence[tuple[str, str]],
-) -> dict[tuple[str, str], int]:
-    """Peak growth in bytes of each (work, option), in a new process; empty where it fails."""
+) -> dict[tuple[str, str], dict[str, int]]:
+    """What `Problem.weigh` says of each (work, option), in a new process; empty where it fails."""
     request = {
         "subject": subject,
         "provider": provider,
@@ -74,21 +72,20 @@ def measure(
         reason = finished.stderr.strip().splitlines()[-1:]
         print(f"  no memory of {provider}: {' '.join(reason)}", file=sys.stderr)
         return {}
-    return {(work, option): growth for work, option, growth in json.loads(finished.stdout)}
+    return {(work, option): weighed for work, option, weighed in json.loads(finished.stdout)}
 
 
-def _answer(request: dict) -> list[tuple[str, str, int]]:
+def _answer(request: dict) -> list[tuple[str, str, dict[str, int]]]:
     torch.set_num_threads(request["threads"])
     subject = SUBJECTS[request["subject"]]
-    problem = Problem(subject.shapes[request["shape"]], getattr(torch, request["dtype"]))
+    problem = subject.problem(subject.shapes[request["shape"]], getattr(torch, request["dtype"]))
     provider = subject.providers[request["provider"]]
     answers = []
     for work, option in request["cases"]:
-        call = CALL_OF_WORK[work](provider.load(work), problem, OPTIONS[option])
+        call = problem.call(work, provider.load(work), subject.options[option])
         call.prepare()
         call.run()
-        call.prepare()
-        answers.append((work, option, resident_growth(call.run)))
+        answers.append((work, option, problem.weigh(call, resident_growth)))
     return answers
 
 

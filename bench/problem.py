@@ -2,14 +2,18 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 
+from bench import trained
 from bench.cases import Option
 from bench.providers import Loss
 from bench.shapes import SPREAD, Shape
 
 SEED = 0
+
+Growth = Callable[[Callable[[], object]], int]  # bytes by which memory grows while it runs
 
 
 class Problem:
@@ -22,8 +26,12 @@ class Problem:
         self.dtype = dtype
         self.device = device
         self._generator = generator
-        self.inputs = tuple(self._normal(size, std) for size, std in shape.inputs)
-        self.target = torch.randint(shape.cols, shape.target_size, **here)
+        if shape.trained:
+            self.inputs, self.target = trained.draw(shape, dtype, device)
+        else:
+            self.inputs = tuple(self._normal(size, std) for size, std in shape.inputs)
+            target = shape.draw_target(generator)
+            self.target = target.to(dtype) if target.is_floating_point() else target
         self.weight = (0.5 + torch.rand(shape.cols, **here)).to(dtype)  # [C]
         self._probabilities = None
 
@@ -52,6 +60,25 @@ class Problem:
             keywords["weight"] = self.weight
         return keywords
 
+    def fingerprint(self) -> list[float]:
+        """What changes when the inputs do."""
+        return [each.sum(dtype=torch.float64).item() for each in self.inputs]
+
+    def restore(self) -> None:
+        """Make the inputs what they were."""
+        fresh = type(self)(self.shape, self.dtype, self.device)
+        for each, original in zip(self.inputs, fresh.inputs, strict=True):
+            each.copy_(original)
+
+    def call(self, work: str, loss: Loss, option: Option) -> "Forward":
+        """What is checked, weighed and timed."""
+        return CALL_OF_WORK[work](loss, self, option)
+
+    def weigh(self, call: "Forward", growth: Growth) -> dict[str, int]:
+        """The columns that say how much memory a call needs; it has run before."""
+        call.prepare()
+        return {"peak_bytes": growth(call.run)}
+
     def copy(self) -> "Problem":
         """The same inputs in memory of their own."""
         copied = copy.copy(self)
@@ -71,6 +98,7 @@ class Forward:
     """The loss of inputs that require no gradient."""
 
     prepares = False  # whether `prepare` is work for the device
+    on_host = False  # whether the host's time counts, also where a device does the work
 
     def __init__(self, loss: Loss, problem: Problem, option: Option):
         self.loss = loss
@@ -132,6 +160,12 @@ class Backward(ForwardBackward):
         self.pending = None
 
 
+class HostCall(ForwardBackward):
+    """The same for its latency: how long the caller is kept."""
+
+    on_host = True
+
+
 class _Layer(torch.autograd.Function):
     """Stands for the layer that made the logits: new memory forward, a sink for gradients."""
 
@@ -175,4 +209,7 @@ CALL_OF_WORK: dict[str, type[Forward]] = {
     "backward": Backward,
     "forward_backward": ForwardBackward,
     "one_pass": OnePass,
+    "eager": HostCall,
+    "compiled": HostCall,
+    "graph": ForwardBackward,
 }

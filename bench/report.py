@@ -1,15 +1,27 @@
 """From result files to the tables in the READMEs and the plots: nobody types a number."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import comparison, logits_tables, results
+from bench.cases import WORKS_OF_DEVICE
 from bench.comparison import Comparison, Run
+from bench.linear import cases as linear_cases
 from bench.linear import comparison as linear_comparison
 from bench.linear import tables as linear_tables
-from bench.results import LinearResult, LogitsResult, Result
+from bench.results import LinearResult, LogitsResult, Result, TrainingResult
+from bench.scaling import cases as scaling_cases
+from bench.scaling import tables as scaling_tables
+from bench.shapes import SHAPES, Shape
+from bench.sigmoid import cases as sigmoid_cases
+from bench.sigmoid import comparison as sigmoid_comparison
+from bench.sigmoid import tables as sigmoid_tables
+from bench.small import cases as small_cases
+from bench.small import tables as small_tables
 from bench.tables import FULL, SUMMARY
+from bench.training import cases as training_cases
+from bench.training import tables as training_tables
 
 
 @dataclass(frozen=True)
@@ -17,8 +29,8 @@ class Part:
     """What the documents say of one command's results, between markers of its own."""
 
     command: str
-    marker: str
-    files: str
+    file: str  # whose rows it shows, of its own shapes
+    shapes: Mapping[str, Shape]
     row: type[Result]
     compare: Callable[[Sequence[Result]], Sequence[Comparison]]
     summary: Callable[[Run], str]
@@ -27,41 +39,106 @@ class Part:
 
     @property
     def begin(self) -> str:
-        return f"<!-- bench:{self.marker} begin -->"
+        return f"<!-- bench:{self.command} begin -->"
 
     @property
     def end(self) -> str:
-        return f"<!-- bench:{self.marker} end -->"
+        return f"<!-- bench:{self.command} end -->"
 
     def load(self, root: Path) -> list[Run]:
-        """Every committed CPU result under a checkout."""
-        return [self.read(path) for path in sorted((root / results.FOLDER).glob(self.files))]
+        """Every committed result under a checkout, those of CPUs first."""
+        folder = root / results.FOLDER
+        patterns = [f"{self.file}-{device}-*.csv" for device in WORKS_OF_DEVICE]
+        runs = [self.read(path) for each in patterns for path in sorted(folder.glob(each))]
+        return [run for run in runs if run.results]
 
     def read(self, path: Path) -> Run:
-        rows = results.read(path, self.row)
-        return Run(path, rows, self.compare(rows), self.plots)
+        rows = [row for row in results.read(path, self.row) if row.shape in self.shapes]
+        return Run(self.command, path, rows, self.compare(rows), self.plots)
 
 
 LOGITS = Part(
     "logits",
-    "cpu",
-    "cpu-*.csv",
+    "logits",
+    SHAPES,
     LogitsResult,
     comparison.compare,
     logits_tables.summary,
     logits_tables.full,
-    ("speedup", "options"),
+    ("speedup", "options", "bandwidth"),
 )
 LINEAR = Part(
     "linear",
     "linear",
-    "linear-cpu-*.csv",
+    linear_cases.SHAPES,
     LinearResult,
     linear_comparison.compare,
     linear_tables.summary,
     linear_tables.full,
 )
-PARTS = (LOGITS, LINEAR)
+SIGMOID = Part(
+    "sigmoid",
+    "logits",
+    sigmoid_cases.SHAPES,
+    LogitsResult,
+    sigmoid_comparison.compare,
+    sigmoid_tables.summary,
+    sigmoid_tables.full,
+)
+SMALL = Part(
+    "small",
+    "logits",
+    small_cases.SHAPES,
+    LogitsResult,
+    small_tables.compare,
+    small_tables.summary,
+    small_tables.full,
+    ("latency",),
+)
+SCALING = Part(
+    "scaling",
+    "logits",
+    scaling_cases.LOGITS_SHAPES,
+    LogitsResult,
+    scaling_tables.compare_logits,
+    scaling_tables.summary,
+    scaling_tables.full,
+    ("growth",),
+)
+LINEAR_SCALING = Part(
+    "linear-scaling",
+    "linear",
+    scaling_cases.LINEAR_SHAPES,
+    LinearResult,
+    scaling_tables.compare_heads,
+    scaling_tables.summary,
+    scaling_tables.full,
+    ("growth",),
+)
+TRAINING = Part(
+    "training",
+    "training",
+    training_cases.SHAPES,
+    TrainingResult,
+    training_tables.compare,
+    training_tables.summary,
+    training_tables.full,
+)
+PARTS = (LOGITS, LINEAR, SIGMOID, SMALL, SCALING, LINEAR_SCALING, TRAINING)
+
+
+def adopt(folder: Path, root: Path) -> list[Path]:
+    """Put what a GPU report measured on a GPU among the committed results; returns their files."""
+    adopted = []
+    for name, kind in dict.fromkeys((part.file, part.row) for part in PARTS):
+        path = folder / f"{name}.csv"
+        rows = results.read(path, kind) if path.exists() else []
+        if rows and rows[0].device == "cuda":
+            where = (rows[0].device, rows[0].machine, int(rows[0].threads))
+            committed = root / results.FOLDER / f"{name}-{results.file_name(*where)}"
+            results.merge(committed, rows, kind)
+            adopted.append(committed)
+    return adopted
 
 
 def draw(run: Run) -> list[Path]:

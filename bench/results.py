@@ -34,7 +34,8 @@ class Result:
     rounds: int | None
     calls: int | None  # calls averaged in each round
     others_share: float | None  # of the processors, taken by other processes during these rounds
-    peak_bytes: int | None  # growth of the resident set, or of what is allocated on the device
+    # Growth of the resident set, or of what is allocated on the device.
+    peak_bytes: int | None = None
     loss_error: float | None = None  # largest relative errors against float64, here and below
     machine: str
     threads: str
@@ -45,6 +46,9 @@ class Result:
     commit: str
     date: str
     command: str
+    # Of whatever else takes part, where it is installed. Files written before lack the column.
+    packages: str = ""
+    clocks: str = ""  # of a GPU, right after the rounds
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -73,6 +77,17 @@ class LinearResult(Result):
     head_other_error: float | None = None  # at the others
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult(Result):
+    """Of training steps; `peak_bytes` come on top of `state_bytes`."""
+
+    body_us: float | None  # median time of a step without head and loss, in the same rounds
+    memory_limit: int  # bytes
+    state_bytes: int | None = None  # of the model and its optimizer, between steps
+    largest_batch: int | None = None  # whose step fits the limit: it and the next were measured
+    next_loss_error: float | None = None  # of the loss after the step
+
+
 def columns(kind: type[Result]) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
@@ -85,7 +100,7 @@ def read(path: Path, kind: type[Result] = LogitsResult) -> list[Result]:
     types = typing.get_type_hints(kind)
     with path.open(newline="") as file:
         return [
-            kind(**{name: _parse(types[name], row[name]) for name in columns(kind)})
+            kind(**{name: _parse(types[name], row[name]) for name in columns(kind) if name in row})
             for row in csv.DictReader(file)
         ]
 
@@ -109,9 +124,9 @@ def merge(path: Path, measured: Sequence[Result], kind: type[Result] = LogitsRes
 
 
 def file_name(device: str, machine: str, threads: int) -> str:
-    """cpu, "AMD EPYC", 2 -> cpu-amd-epyc-2-threads.csv"""
+    """cpu, "AMD EPYC", 2 -> cpu-amd-epyc-2-threads.csv; a GPU's has no threads."""
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    return f"{device}-{slug}-{threads}-threads.csv"
+    return f"{device}-{slug}{f'-{threads}-threads' if device == 'cpu' else ''}.csv"
 
 
 def _parse(wanted: type, text: str) -> str | int | float | None:

@@ -10,9 +10,9 @@ import torch
 
 from bench import device_timing, environment, memory, results, timing
 from bench.baselines import BASELINES, COPY
-from bench.cases import OPTIONS, PLAIN, Option
+from bench.cases import Option
 from bench.check import TOLERANCE, Errors, Expected
-from bench.problem import CALL_OF_WORK, Forward, Problem
+from bench.problem import Forward, Problem
 from bench.providers import Provider
 from bench.results import Result
 from bench.shapes import Shape
@@ -36,8 +36,8 @@ class Plan:
     shapes: Sequence[Shape]
     dtypes: Sequence[str] | None  # None: those of each shape
     works: Sequence[str]
-    options: Sequence[str] | None  # None: all where the shape says so, else the plain loss
-    providers: Sequence[str]
+    options: Sequence[str] | None  # None: those of each shape
+    providers: Sequence[str] | None  # None: all but those left out on this device
     minutes: float | None  # no shape is begun later
     weigh: bool
     threads: int
@@ -52,8 +52,17 @@ class Plan:
         ]
 
     def options_of(self, shape: Shape) -> list[Option]:
-        names = self.options or (OPTIONS if shape.every_option else [PLAIN])
-        return [OPTIONS[name] for name in names]
+        return [self.subject.options[name] for name in self.options or shape.options]
+
+    def wanted_providers(self) -> list[Provider]:
+        """Those named, or all but the left out, which are named with the reason."""
+        providers = self.subject.providers
+        if self.providers:
+            return [providers[name] for name in self.providers]
+        for provider in providers.values():
+            if reason := provider.left_out.get(self.device):
+                say(f"left out {provider.name}: {reason}")
+        return [each for each in providers.values() if self.device not in each.left_out]
 
 
 @dataclass
@@ -67,10 +76,11 @@ class Contender:
     status: str = results.OK
     detail: str = ""
     errors: Errors = field(default_factory=Errors)
-    peak_bytes: int | None = None
+    memory: dict[str, int] = field(default_factory=dict)
     time: Summary | None = None
     baseline_time: Summary | None = None
     others_share: float | None = None
+    clocks: str = ""
 
     @property
     def name(self) -> str:
@@ -82,8 +92,8 @@ def run(plan: Plan) -> Path:
     torch.set_num_threads(plan.threads)
     described = environment.describe(plan.device)
     name = results.file_name(plan.device, described["machine"], plan.threads)
-    path = plan.csv or environment.ROOT / results.FOLDER / f"{plan.subject.file_prefix}{name}"
-    providers = available_providers([plan.subject.providers[name] for name in plan.providers])
+    path = plan.csv or environment.ROOT / results.FOLDER / f"{plan.subject.file}-{name}"
+    providers = available_providers(plan.wanted_providers())
 
     problems = plan.problems()
     started = time.monotonic()
@@ -93,9 +103,14 @@ def run(plan: Plan) -> Path:
             say(f"out of time, not measured: {left}")
             break
         say(f"[{index + 1}/{len(problems)}] {shape.name} {shape.label} {dtype}")
+        try:
+            problem = plan.subject.problem(shape, getattr(torch, dtype), plan.device)
+        except ImportError as error:  # of a trained model's shape, which needs a tokenizer
+            say(f"skipped {shape.name}: {error}")
+            continue
         rows = [
             to_result(plan, shape, dtype, contender, described)
-            for contender in measure(plan, shape, dtype, providers)
+            for contender in measure(plan, problem, providers)
         ]
         results.merge(path, rows, plan.subject.result)
     return path
@@ -107,18 +122,32 @@ def available_providers(providers: Iterable[Provider]) -> list[Provider]:
     for provider in providers:
         try:
             provider.load("forward")
-        except ImportError as error:
-            say(f"skipped {provider.name}: {error}")
+        # Whatever goes wrong while a package is imported is a reason to do without it.
+        except Exception as error:
+            reason = error if isinstance(error, ImportError) else summary_of(error)
+            say(f"skipped {provider.name}: {reason}")
         else:
             available.append(provider)
     return available
 
 
-def measure(plan: Plan, shape: Shape, dtype: str, providers: Sequence[Provider]) -> list[Contender]:
+def able(problem: Problem, providers: Iterable[Provider]) -> list[Provider]:
+    """Those that can be given the problem; the others are named with the reason."""
+    dtype = str(problem.dtype).removeprefix("torch.")
+    taking_part = []
+    for provider in providers:
+        if obstacles := provider.obstacles(problem.shape, dtype):
+            say(f"  without {provider.name}: not for {', '.join(sorted(obstacles))}")
+        else:
+            taking_part.append(provider)
+    return taking_part
+
+
+def measure(plan: Plan, problem: Problem, providers: Sequence[Provider]) -> list[Contender]:
     """Every contender at one shape and dtype."""
-    problem = Problem(shape, getattr(torch, dtype), plan.device)
+    providers = able(problem, providers)
     contenders = []
-    for option in plan.options_of(shape):
+    for option in plan.options_of(problem.shape):
         contenders += checked(plan, problem, option, providers)
 
     right = [contender for contender in contenders if contender.status == results.OK]
@@ -149,16 +178,22 @@ def checked(
 def check(contender: Contender, problem: Problem, expected: Expected) -> None:
     """Build the call and compare it with float64; a contender that fails here is never timed."""
     try:
+        fingerprint = problem.fingerprint()
         loss = contender.provider.load(contender.work)
-        call = CALL_OF_WORK[contender.work](loss, problem, contender.option)
+        call = problem.call(contender.work, loss, contender.option)
         contender.errors = expected.errors(call)
         call.release()
+        overwritten = problem.fingerprint() != fingerprint
     # Whatever a provider raises is a result about the provider, it does not end the run.
     except Exception as error:
         fail(contender, error)
     else:
         contender.call = call
-        if not contender.errors.within(TOLERANCE[problem.dtype]):
+        if overwritten:
+            problem.restore()  # or those that follow would get other inputs
+            contender.status = results.WRONG
+            contender.detail = "it overwrote its inputs"
+        elif not contender.errors.within(TOLERANCE[problem.dtype]):
             contender.status = results.WRONG
             contender.detail = str(contender.errors)
     if contender.status != results.OK:
@@ -169,13 +204,12 @@ def weigh(plan: Plan, problem: Problem, contenders: Sequence[Contender]) -> None
     """Peak memory of the contenders of one provider."""
     if problem.device == "cuda":
         for each in contenders:
-            each.call.prepare()
-            each.peak_bytes = memory.allocated_growth(each.call.run, problem.device)
+            each.memory = problem.weigh(each.call, memory.allocated_growth)
             each.call.release()
         return
     if not contenders:
         return
-    growth = memory.measure(
+    weighed = memory.measure(
         plan.subject.name,
         contenders[0].provider.name,
         problem.shape.name,
@@ -184,7 +218,7 @@ def weigh(plan: Plan, problem: Problem, contenders: Sequence[Contender]) -> None
         [(each.work, each.option.name) for each in contenders],
     )
     for each in contenders:
-        each.peak_bytes = growth.get((each.work, each.option.name))
+        each.memory = weighed.get((each.work, each.option.name), {})
 
 
 def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) -> None:
@@ -193,10 +227,17 @@ def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) 
         return
     others = environment.OtherProcesses()
     if problem.device == "cuda":
-        times = times_on_device(problem, contenders, baseline)
+        times = (
+            interleave(calls_of(problem, contenders, baseline), device_timing.time_on_host)
+            if contenders[0].call.on_host
+            else times_on_device(problem, contenders, baseline)
+        )
     else:
         times = interleave(calls_of(problem, contenders, baseline))
     share = others.share()
+    clocks = environment.clocks() if problem.device == "cuda" else ""
+    if clocks:
+        say(f"  {clocks}")
     if share is not None and share > QUIET:
         say(f"  busy machine: other processes took {share:.0%} of the processors")
     say(f"  {baseline:53} {times[baseline].median:12.1f} us")
@@ -204,6 +245,7 @@ def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) 
         if each.name not in times:
             continue
         each.others_share = share
+        each.clocks = clocks
         each.time = times[each.name]
         each.baseline_time = times[baseline]
         spread = (each.time.q3 - each.time.q1) / each.time.median
@@ -226,8 +268,7 @@ def times_on_device(
         return interleave(calls_of(problem, contenders, baseline), device_timing.time_calls)
     replays = {baseline: device_timing.Replay([BASELINES[baseline](each) for each in copies])}
     for each in contenders:
-        form = CALL_OF_WORK[each.work]
-        calls = [form(each.call.loss, copy, each.option) for copy in copies]
+        calls = [copy.call(each.work, each.call.loss, each.option) for copy in copies]
         try:
             replays[each.name] = device_timing.Replay(calls)
         except RuntimeError as error:
@@ -238,7 +279,11 @@ def times_on_device(
 
 def fail(contender: Contender, error: Exception) -> None:
     contender.status = results.FAILED
-    contender.detail = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    contender.detail = summary_of(error)
+
+
+def summary_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def to_result(
@@ -268,7 +313,8 @@ def to_result(
         rounds=times and times.rounds,
         calls=times and times.calls,
         others_share=contender.others_share,
-        peak_bytes=contender.peak_bytes,
+        clocks=contender.clocks,
+        **contender.memory,
         **{f"{name}_error": error for name, error in contender.errors.items()},
         **columns,
         **described,

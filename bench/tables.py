@@ -3,19 +3,37 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from bench.cases import WORKS
-from bench.comparison import Comparison, Run, relative_spread
+from bench import causes
+from bench.cases import TITLES
+from bench.comparison import Comparison, Run, relative_spread, time_ratio
+from bench.providers import OURS
 from bench.results import OK, Result
 
 SUMMARY, FULL = Path("README.md"), Path("bench") / "README.md"  # the documents, in a checkout
 
 
+Row = TypeVar("Row")  # a comparison, mostly
+
+
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[Row]):
     title: str
-    cell: Callable[[Comparison], str]
+    cell: Callable[[Row], str]
     left: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One other provider at one case, as a row of its own."""
+
+    comparison: Comparison
+    result: Result
+
+    @property
+    def case(self) -> Result:
+        return self.result
 
 
 @dataclass(frozen=True)
@@ -35,13 +53,13 @@ def page(run: Run, folder: Path, of_lost: Sequence[Column], chapters: Sequence[C
         Chapter(
             f"Lost: {len(lost)} of {len(run.comparisons)} cases",
             "Another provider is faster, or a budget is missed.",
-            table(lost, of_lost),
+            table(lost, [*of_lost, why_lost(run.subject)]),
         ),
         Chapter(
             "Not timed", "The loss or the gradient is wrong, or the call raised.", why(untimed)
         ),
     ]
-    parts = [f"### {run.results[0].machine}, {run.results[0].threads} threads", provenance(run)]
+    parts = [f"### {run.machine}", provenance(run)]
     for each in [*first, *chapters]:
         parts += [f"#### {each.title}", *([each.note] if each.note else []), each.body or "None."]
     parts += [f"![{path.stem}]({folder / path.name})" for path in run.plots]
@@ -62,16 +80,51 @@ def provenance(run: Run) -> str:
     def all_of(name: str) -> str:
         return ", ".join(sorted({getattr(row, name) for row in run.results}))
 
+    packages = {row.packages for row in run.results} - {""}
+    others = f" Others: {'; '.join(sorted(packages))}." if packages else ""
     shares = [row.others_share for row in run.results if row.others_share is not None]
     quiet = f" Other processes took at most {max(shares):.0%} of the processors." if shares else ""
     return (
-        f"{all_of('machine')}, {all_of('threads')} threads, {all_of('isa')}; "
+        f"{run.machine}, {all_of('isa')}; "
         f"torch {all_of('torch')}, Python {all_of('python')}; "
-        f"torchce_cuda {all_of('package')} at commit {all_of('commit')}, {all_of('date')}.{quiet}"
+        f"torchce_cuda {all_of('package')} at commit {all_of('commit')}, {all_of('date')}."
+        f"{others}{quiet}"
     )
 
 
-def table(rows: Sequence[Comparison], columns: Sequence[Column]) -> str:
+def everyone_else(
+    run: Run, shown: Iterable[str], case: Sequence[Column], errors_of: Sequence[str]
+) -> list[Chapter]:
+    """Who has no columns elsewhere; no chapter where there is nobody."""
+    entries = [
+        Entry(comparison, row)
+        for comparison in run.comparisons
+        for row in comparison.others
+        if row.provider not in shown
+    ]
+    columns = [
+        *case,
+        Column("provider", lambda row: row.result.provider, left=True),
+        Column("time", lambda row: duration(row.result)),
+        Column("/ ours", lambda row: ratio(time_ratio(row.result, row.comparison.ours))),
+        Column("IQR", lambda row: spread(row.result)),
+        Column("peak MiB", lambda row: mebibytes(row.result)),
+        Column("errors", lambda row: errors(row.result, errors_of)),
+    ]
+    return [Chapter("Everyone else", "", table(entries, columns))] if entries else []
+
+
+def fastest_other(comparison: Comparison) -> str:
+    other = comparison.fastest_other
+    return f"`{other.provider}` {time_and_ratio(comparison, other.provider)}" if other else "-"
+
+
+def present(run: Run, shown: Sequence[str] | None) -> list[str]:
+    """Those shown that took part, in this order; or all."""
+    return run.providers if shown is None else [name for name in shown if name in run.providers]
+
+
+def table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> str:
     """A Markdown table; nothing if there are no rows."""
     if not rows:
         return ""
@@ -95,7 +148,7 @@ def why(untimed: Sequence[Result]) -> str:
     for row in untimed:
         reason = f"{row.status}: {row.detail.replace('|', '/')}"
         lines.append(
-            _line([row.shape, row.dtype, WORKS[row.work], row.option, f"`{row.provider}`", reason])
+            _line([row.shape, row.dtype, TITLES[row.work], row.option, f"`{row.provider}`", reason])
         )
     return "\n".join(lines)
 
@@ -115,6 +168,23 @@ def microseconds(value: float) -> str:
         if value >= limit:
             return f"{_digits(value / limit)} {unit}"
     return f"{_digits(value)} µs"
+
+
+def time_and_ratio(comparison: Comparison, provider: str) -> str:
+    """The time of another provider, and that / ours."""
+    other = comparison.timed(provider)
+    return f"{duration(other)} ({ratio(time_ratio(other, comparison.ours))})" if other else "-"
+
+
+def mebibytes(result: Result | None) -> str:
+    """Peak memory."""
+    if result is None or result.peak_bytes is None:
+        return "-"
+    return f"{result.peak_bytes / 2**20:.0f}"
+
+
+def spread(result: Result | None) -> str:
+    return of(result, relative_spread, ".0%")
 
 
 def ratio(value: float | None) -> str:
@@ -139,11 +209,41 @@ def errors(result: Result | None, names: Sequence[str]) -> str:
     return "; ".join(f"{value:.0e}" for value in values if value is not None)
 
 
+def of_each(
+    run: Run, cell: Callable[[Result | None], str], shown: Sequence[str] | None = None
+) -> list[Column]:
+    """A column for each provider."""
+    return [
+        Column(title_of(name), lambda row, name=name: cell(row.timed(name)))
+        for name in present(run, shown)
+    ]
+
+
+def times_of_others(run: Run, shown: Sequence[str] | None = None) -> list[Column]:
+    """In parentheses: the time of another provider / ours."""
+    return [
+        Column(title_of(name), lambda row, name=name: time_and_ratio(row, name))
+        for name in present(run, shown)
+        if name != OURS
+    ]
+
+
+def title_of(provider: str) -> str:
+    return "ours" if provider == OURS else f"`{provider}`"
+
+
+def why_lost(subject: str) -> Column:
+    return Column("cause; what would fix it", lambda row: causes.explain(subject, row.case), True)
+
+
 SHAPE = [
     Column("shape", lambda row: row.case.shape, left=True),
     Column("size", lambda row: row.case.size, left=True),
     Column("dtype", lambda row: row.case.dtype, left=True),
 ]
 OURS_TIME = Column("ours", lambda row: duration(row.ours))
-SPREAD = Column("IQR, ours", lambda row: of(row.ours, relative_spread, ".0%"))
+SPREAD = Column("IQR, ours", lambda row: spread(row.ours))
+FASTEST_OTHER = Column("the fastest other", fastest_other, left=True)
+WORK = Column("work", lambda row: TITLES[row.case.work], left=True)
+OPTION = Column("option", lambda row: row.case.option, left=True)
 BUDGET = Column("budget", lambda row: "; ".join(map(str, row.judged)), left=True)

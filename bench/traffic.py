@@ -5,6 +5,8 @@ copy bandwidth. Left out, as the loss can be had without: one float per row (a s
 the class weights, which stay in cache, and the scalar loss.
 """
 
+from bench.cases import MODES
+
 INDEX_BYTES = 8  # class indices are int64
 
 
@@ -44,4 +46,5 @@ BYTES_OF_WORK = {
     "backward": backward,
     "forward_backward": forward_backward,
     "one_pass": one_pass,
+    **dict.fromkeys(MODES, forward_backward),
 }

@@ -1,4 +1,4 @@
-"""A small transformer with a large vocabulary, trained with one loss after another."""
+"""A language model with a large vocabulary, trained with one loss after another."""
 
 import functools
 import multiprocessing
@@ -10,11 +10,12 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import torchce_cuda
 from demo.meter import Cost, ProcessPeak, Span
+from demo.transformer import Transformer
 
 TOLERANCE = 1e-3  # of the loss, at any step
 
@@ -43,35 +44,6 @@ class Run:
     loss: Cost | None  # forward and backward, from the logits on; None where there are none
     head: Cost  # the same from the hidden states on: with the output layer's matrix products
     step: Cost  # all of it: the whole step, the whole process
-
-
-class Transformer(nn.Module):
-    """Tokens to hidden states; the embedding serves as the output layer too, as in GPT-2."""
-
-    def __init__(self, setup: Setup):
-        super().__init__()
-        self.token = nn.Embedding(setup.vocab_size, setup.width)
-        self.position = nn.Embedding(setup.context, setup.width)
-        layer = nn.TransformerEncoderLayer(
-            setup.width,
-            setup.heads,
-            4 * setup.width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.layers = nn.TransformerEncoder(
-            layer, setup.layers, nn.LayerNorm(setup.width), enable_nested_tensor=False
-        )
-        mask = nn.Transformer.generate_square_subsequent_mask(setup.context)
-        self.register_buffer("mask", mask, persistent=False)
-        for embedding in (self.token, self.position):
-            nn.init.normal_(embedding.weight, std=0.02)  # a first guess that is nearly uniform
-
-    def forward(self, tokens: Tensor) -> Tensor:  # [batch, context] -> [batch * context, width]
-        hidden = self.token(tokens) + self.position.weight
-        return self.layers(hidden, mask=self.mask, is_causal=True).flatten(0, 1)
 
 
 Loss = Callable[[Tensor, Tensor, Tensor, Span], Tensor]
@@ -126,7 +98,7 @@ def train_with_each_loss(tokens: np.ndarray, setup: Setup) -> list[Run]:
 def train(pipe: Connection, tokens: np.ndarray, setup: Setup, name: str) -> None:
     """Sends the loss of each step, and a `Run` in the end."""
     torch.manual_seed(setup.seed)
-    model = Transformer(setup)
+    model = Transformer(setup.vocab_size, setup.context, setup.width, setup.heads, setup.layers)
     optimizer = torch.optim.AdamW(model.parameters(), setup.learning_rate)
     split = len(tokens) - setup.held_out_tokens
     texts = draw_texts(tokens[:split], setup)

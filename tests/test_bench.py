@@ -9,10 +9,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import check, environment, logits_tables, memory, report, results, run, timing, traffic
+from bench import (
+    __main__,
+    causes,
+    check,
+    environment,
+    memory,
+    plots,
+    report,
+    results,
+    run,
+    tables,
+    timing,
+    traffic,
+)
 from bench.baselines import Copy
 from bench.cases import (
     COPY_BUDGETS,
+    MODES,
     OPTION_BUDGETS,
     OPTIONS,
     PLAIN,
@@ -23,9 +37,10 @@ from bench.cases import (
 from bench.comparison import compare, share_of_copy
 from bench.environment import ROOT
 from bench.problem import CALL_OF_WORK, Problem
-from bench.providers import COMPILED, LIGER, OURS, PROVIDERS, QUACK, TORCH, Provider
+from bench.providers import COMPILED, LIGER, OURS, PROVIDERS, TORCH, Provider
 from bench.results import LogitsResult
-from bench.shapes import SHAPES, Shape
+from bench.shapes import SEGMENTATION, SHAPES, Shape
+from bench.subjects import SUBJECTS
 
 TINY = Shape("tiny", (6, 5, 3), "classes in the middle, as in segmentation")
 
@@ -52,7 +67,7 @@ def test_traffic_of_a_copy_is_a_read_and_a_write():
 
 
 def test_every_name_that_results_refer_to_exists():
-    assert set(traffic.BYTES_OF_WORK) == set(CALL_OF_WORK) == set(WORKS)
+    assert set(traffic.BYTES_OF_WORK) == set(CALL_OF_WORK) == set(WORKS | MODES)
     for device, budgets in OPTION_BUDGETS.items():
         assert set(budgets) <= set(OPTIONS)
         assert set(WORKS_OF_DEVICE[device]) <= set(WORKS)
@@ -62,6 +77,27 @@ def test_every_name_that_results_refer_to_exists():
     for shape, dtype, work in SPEEDUP_BUDGETS:
         assert dtype in SHAPES[shape].dtypes
         assert work in WORKS
+
+
+def test_images_and_volumes_are_a_group_of_their_own():
+    assert list(SEGMENTATION) == ["segmentation", "cityscapes", "volume"]
+    arguments = __main__.parser().parse_args(["segmentation"])
+    assert (arguments.subject, arguments.shapes) == ("logits", list(SEGMENTATION))
+
+
+def test_names_of_shapes_that_share_a_file_are_unique():
+    names = {}
+    for subject in SUBJECTS.values():
+        names.setdefault(subject.file, []).extend(subject.shapes)
+    for of_file in names.values():
+        assert len(set(of_file)) == len(of_file)
+
+
+def test_every_command_writes_the_file_that_its_part_shows():
+    for part in report.PARTS:
+        subject = SUBJECTS[part.command]
+        assert (part.file, part.row) == (subject.file, subject.result)
+        assert part.shapes is subject.shapes
 
 
 def test_summary_of_known_samples():
@@ -186,32 +222,6 @@ def test_a_provider_that_cannot_be_loaded_is_skipped_with_the_reason(monkeypatch
     assert "skipped absent: needs a CUDA device" in capsys.readouterr().err
 
 
-def test_peers_are_called_with_their_own_names_for_the_options(monkeypatch):
-    calls = {}
-    for path, function in {
-        "liger_kernel.transformers.functional": "liger_cross_entropy",
-        "quack.cross_entropy": "cross_entropy",
-    }.items():
-        module = SimpleNamespace(
-            **{function: lambda *args, path=path, **kw: calls.update({path: kw})}
-        )
-        parents = path.split(".")[:-1]
-        for depth in range(len(parents)):
-            monkeypatch.setitem(sys.modules, ".".join(parents[: depth + 1]), SimpleNamespace())
-        monkeypatch.setitem(sys.modules, path, module)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
-    PROVIDERS[LIGER].load("one_pass")(logits, target=target, z_loss=0.5, logit_softcap=30.0)
-    PROVIDERS[QUACK].load("one_pass")(logits, target=target)
-    assert calls["liger_kernel.transformers.functional"] == {
-        "label_smoothing": 0.0,
-        "lse_square_scale": 0.5,
-        "softcap": 30.0,
-    }
-    assert calls["quack.cross_entropy"] == {"target": target, "inplace_backward": True}
-    assert not PROVIDERS[LIGER].supports(OPTIONS[PLAIN], "forward")
-
-
 def test_one_pass_gets_new_logits_for_every_call():
     problem = Problem(TINY, torch.float32)
     original = problem.logits.clone()
@@ -277,7 +287,7 @@ def test_a_share_of_the_copy_is_a_budget_on_a_gpu():
     ]
     (slow,) = compare(rows)  # 4000 bytes in 2.5 us, where they are copied in 2
     assert (slow.copy_budget, slow.met, slow.lost) == (0.88, False, True)
-    assert logits_tables.peers(slow) == "Liger 2.00 µs (0.80x)"
+    assert tables.fastest_other(slow) == "`Liger` 2.00 µs (0.80x)"
     (fast,) = compare([dataclasses.replace(rows[0], median_us=2.1)])
     assert (fast.met, fast.lost) == (True, False)
     assert [str(promise) for promise in fast.judged] == ["≥ 88% of copy: met"]
@@ -290,6 +300,7 @@ RESULTS = [
     row(OURS, 12.0, option="focal"),
     row(OURS, 5.0, work="forward"),
     row(TORCH, 4.0, work="forward"),
+    row(LIGER, 6.0, work="forward"),
     dataclasses.replace(
         row(COMPILED, 0.0, work="forward"),
         status=results.WRONG,
@@ -333,7 +344,7 @@ def test_comparison_of_known_times():
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout with results of given logits and two documents, rendered."""
-    results.write(tmp_path / results.FOLDER / "cpu-x-2-threads.csv", RESULTS)
+    results.write(tmp_path / results.FOLDER / "logits-cpu-x-2-threads.csv", RESULTS)
     for path in (report.SUMMARY, report.FULL):
         markers = "\n\n".join(f"{part.begin}\n{part.end}" for part in report.PARTS)
         (tmp_path / path).write_text(f"Before.\n\n{markers}\n\nAfter.\n")
@@ -352,6 +363,8 @@ def test_report_shows_the_results_and_keeps_the_text_around(checkout):
     lost, rest = full.split("#### Not timed")
     assert "0.80x" in lost
     assert "cost ≤ 1.1x: **not met**" in lost
+    assert "| `F.cross_entropy` 4.00 µs (0.80x) |" in lost
+    assert "| forward | plain | Liger | 6.00 µs | 1.20x | 50% | - | 1e-07; 1e-07 |" in rest
     assert "wrong: loss 1.0e+00" in rest
 
 
@@ -362,15 +375,19 @@ def test_check_rejects_a_number_typed_into_a_table(checkout):
 
 
 def test_check_rejects_tables_and_plots_of_other_results(checkout):
-    path = checkout / results.FOLDER / "cpu-x-2-threads.csv"
+    path = checkout / results.FOLDER / "logits-cpu-x-2-threads.csv"
     results.write(path, [*RESULTS, row(TORCH, 41.0, option="smoothing")])
     names = {stale.name for stale in report.stale(checkout)}
-    assert names >= {"README.md", "cpu-x-2-threads-speedup.png", "cpu-x-2-threads-options.png"}
+    assert names >= {
+        "README.md",
+        "logits-cpu-x-2-threads-speedup.png",
+        "logits-cpu-x-2-threads-options.png",
+    }
 
 
 def test_report_refuses_a_document_without_markers(checkout):
     (checkout / report.SUMMARY).write_text("no markers")
-    with pytest.raises(ValueError, match="README.md: expected <!-- bench:cpu begin"):
+    with pytest.raises(ValueError, match="README.md: expected <!-- bench:logits begin"):
         report.stale(checkout)
 
 
@@ -378,6 +395,85 @@ def test_committed_tables_agree_with_committed_results():
     command = [sys.executable, "-m", "bench", "report", "--check"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_results_of_a_gpu_are_shown_after_those_of_a_cpu(checkout):
+    on_gpu = [
+        dataclasses.replace(each, device="cuda", shape="head-1000", machine="GPU X", threads="16")
+        for each in (row(OURS, 2.5, work="forward"), row(TORCH, 5.0, work="forward"))
+    ]
+    path = checkout / "gpu" / "logits.csv"
+    results.write(path, on_gpu)
+    (adopted,) = report.adopt(path.parent, checkout)
+    assert adopted == checkout / results.FOLDER / "logits-cuda-gpu-x.csv"
+    report.write(checkout)
+    assert report.stale(checkout) == []
+    full = (checkout / report.FULL).read_text()
+    assert full.index("### x, x threads") < full.index("### GPU X\n")
+    summary = (checkout / report.SUMMARY).read_text()
+    assert "| 2.50 µs | 5.00 µs |" in summary
+    assert "logits-cuda-gpu-x-bandwidth.png" in summary
+    assert "logits-cpu-x-2-threads-speedup.png" in summary
+
+
+def test_a_rehearsal_is_not_adopted(checkout):
+    path = checkout / "gpu" / "logits.csv"
+    results.write(path, [dataclasses.replace(row(OURS, 1.0), threads="2")])
+    assert report.adopt(path.parent, checkout) == []
+
+
+def test_results_without_later_columns_are_read(tmp_path):
+    path = tmp_path / "results.csv"
+    names = [name for name in results.COLUMNS if name not in ("packages", "clocks")]
+    values = ["x" if name in ("device", "shape") else "1" for name in names]
+    path.write_text("\n".join(",".join(line) for line in (names, values)) + "\n")
+    (read,) = results.read(path)
+    assert (read.device, read.median_us, read.packages) == ("x", 1.0, "")
+
+
+def test_packages_that_take_part_are_named_with_their_versions(monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("no-such-package", "torch"))
+    assert environment.packages() == f"torch {torch.__version__}"
+
+
+def test_every_cause_is_of_something_that_is_measured():
+    for each in causes.CAUSES:
+        subject = SUBJECTS[each.subject]
+        assert set(each.shapes) <= set(subject.shapes)
+        assert set(each.options) <= set(OPTIONS)
+        assert set(each.works) <= set(subject.works[each.device])
+        assert each.cause
+        assert each.fix
+
+
+def test_the_first_cause_that_fits_is_shown_beside_a_lost_case(monkeypatch, checkout):
+    plain = causes.Cause("slow", "make it fast", "logits", shapes=("imagenet",), works=("forward",))
+    other = causes.Cause("not this", "nothing", "logits", shapes=("imagenet",), options=(PLAIN,))
+    monkeypatch.setattr(causes, "CAUSES", (plain, other))
+    report.write(checkout)
+    lost, _ = (checkout / report.FULL).read_text().split("#### Not timed")
+    forward, focal = lost.strip().splitlines()[-2:]
+    assert forward.endswith("| slow; make it fast |")
+    assert focal.endswith(f"| {causes.UNKNOWN} |")
+    assert causes.explain("small", row(OURS, 1.0, work="forward")) == causes.UNKNOWN
+
+
+def test_shares_of_the_copy_are_drawn_of_the_shape_with_most_rows(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_line", lambda axes, values, *_: drawn.append(values))
+    monkeypatch.setattr(plots, "_save", lambda *_: None)
+    large = {"copy_bytes": 2 * plots.LEAST_BYTES, "bytes": 2 * plots.LEAST_BYTES}
+    measured = [
+        dataclasses.replace(row(OURS, time), shape=shape, size=size, **rest)
+        for time, shape, size, rest in (
+            (4.0, "llama3-decode", "16x1000", large),
+            (8.0, "llama3", "256x1000", large),
+            (2.0, "small", "64x10", {}),
+            (2.0, "segmentation", "8x21x512x512", large),
+        )
+    ]
+    plots.bandwidth(compare(measured), None, "")
+    assert drawn == [{1000: pytest.approx(25)}]  # the copy takes 2 us for as many bytes
 
 
 def test_copy_copies():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from bench.cases import OPTIONS
 from bench.linear.cases import MEMORY_BUDGETS, OPTION, PRODUCTS_BUDGETS, SHAPES, WORK, LinearShape
 from bench.linear.check import LinearExpected
 from bench.linear.comparison import compare
-from bench.linear.providers import CUT, PROVIDERS, TORCH, TORCH_LINEAR
+from bench.linear.providers import CUT, CUT_COMPILED, PROVIDERS, TORCH, TORCH_FLOAT, TORCH_LINEAR
 from bench.problem import Problem
-from bench.providers import COMPILED, LIGER, OURS, QUACK, Provider
+from bench.providers import AUTOTUNED, COMPILED, FLA, LIGER, OURS, QUACK, Provider
 from bench.results import LinearResult
 
 TINY = LinearShape("tiny", (6, 4, 9), "more classes than rows, so that some are no target")
@@ -119,34 +118,18 @@ def test_providers_that_cannot_be_loaded_are_skipped_with_the_reason(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
     available = run.available_providers(PROVIDERS.values())
-    assert [provider.name for provider in available] == [OURS, TORCH, COMPILED]
+    assert [provider.name for provider in available] == [
+        OURS,
+        TORCH,
+        TORCH_FLOAT,
+        COMPILED,
+        AUTOTUNED,
+    ]
     said = capsys.readouterr().err
     assert f"skipped {TORCH_LINEAR}: needs torch 2.13" in said
-    for name in (LIGER, CUT, QUACK):
+    assert f"skipped {CUT_COMPILED}: " in said  # needs its package alone
+    for name in (LIGER, CUT, QUACK, FLA):
         assert f"skipped {name}: needs a CUDA device" in said
-
-
-@pytest.mark.parametrize(
-    ("name", "path", "function"),
-    [
-        (LIGER, "liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy"),
-        (CUT, "cut_cross_entropy", "linear_cross_entropy"),
-        (QUACK, "quack.linear_cross_entropy", "chunked_linear_cross_entropy"),
-    ],
-)
-def test_peers_are_called_by_their_own_names(monkeypatch, name, path, function):
-    parameter = "targets" if name == CUT else "target"
-    calls = []
-    source = f"def call(hidden, head, {parameter}): calls.append((hidden, head, {parameter}))"
-    namespace = {"calls": calls}
-    exec(source, namespace)
-    parents = path.split(".")
-    for depth in range(1, len(parents)):
-        monkeypatch.setitem(sys.modules, ".".join(parents[:depth]), SimpleNamespace())
-    monkeypatch.setitem(sys.modules, path, SimpleNamespace(**{function: namespace["call"]}))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    PROVIDERS[name].load(WORK)("hidden", "head", target="target")
-    assert calls == [("hidden", "head", "target")]
 
 
 def row(provider, median_us, peak_bytes=None, **rest):
@@ -183,6 +166,7 @@ RESULTS = [
     row(TORCH, 3.3e6, 1000 << 20),
     row(COMPILED, 2.75e6),
     row(TORCH_LINEAR, None, **WRONG),
+    row(TORCH_FLOAT, 4.4e6, 2000 << 20),
 ]
 
 
@@ -259,6 +243,8 @@ def test_report_shows_the_results_between_markers_of_their_own(checkout):
     assert "≤ 1.15x products: met; fastest: met; memory ≤ 0.17x: met" in full
     assert f"`{TORCH_LINEAR}` | wrong: loss 1.0e+00 |" in full
     assert "| 1e-07; 2e-07; 3e-07 |" in full
+    everyone_else = f"| {TORCH_FLOAT} | 4.40 s | 2.00x | 0% | 2000 | 1e-07; 2e-07; 3e-07 |"
+    assert everyone_else in full
     given_logits = "Not measured yet: `python -m bench logits` does."
     assert f"{report.LOGITS.begin}\n{given_logits}\n{report.LOGITS.end}" in summary
 
@@ -303,24 +289,9 @@ def test_a_provider_is_weighed_in_a_process_of_its_own():
     assert set(grown) == {(WORK, OPTION)}
 
 
-def test_on_a_gpu_heads_follow_the_logits(tmp_path):
-    planned = gpu_report.plan(tmp_path, "cuda", {"cores": "16", "gpu compute_cap": "9.0"})
-    commands = [each.command[3] if "bench" in each.command else "" for each in planned]
-    assert commands.index("linear") > max(
-        index for index, command in enumerate(commands) if command == "logits"
-    )
-    measured = [
-        name
-        for each, command in zip(planned, commands, strict=True)
-        if command == "linear"
-        for name in __main__.parser().parse_args(each.command[3:]).shapes
-    ]
-    assert measured == [name for name, shape in SHAPES.items() if "cuda" in shape.devices]
-
-
 def test_a_gpu_report_shows_the_heads(tmp_path):
     (tmp_path / gpu_report.ENVIRONMENT).write_text("{}")
-    results.write(tmp_path / gpu_report.LINEAR_RESULTS, RESULTS, LinearResult)
+    results.write(tmp_path / "linear.csv", RESULTS, LinearResult)
     text = gpu_report.render(tmp_path, [], [])
     assert "## Linear" in text
     assert "3.30 s (1.50x)" in text

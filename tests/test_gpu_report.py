@@ -13,7 +13,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import device_timing, environment, gpu_report, results, run, sections, smoke, timing
+from bench import (
+    device_timing,
+    environment,
+    gpu_benchmarks,
+    gpu_report,
+    report,
+    results,
+    run,
+    sections,
+    smoke,
+    timing,
+)
 from bench.__main__ import parser
 from bench.cases import OPTIONS, PLAIN
 from bench.gpu_report import FILES
@@ -21,6 +32,7 @@ from bench.problem import Forward, Problem
 from bench.providers import Provider
 from bench.sections import DONE, FAILED, SKIPPED, STOPPED, Section
 from bench.shapes import SHAPES, Shape
+from bench.subjects import SUBJECTS
 from bench.timing import Summary
 from torchce_cuda import _C
 
@@ -113,7 +125,7 @@ def rehearsal(tmp_path_factory):
 
 def test_a_rehearsal_writes_the_files_promised(rehearsal):
     written = {path.name for path in rehearsal.iterdir()}
-    assert written == set(FILES) - {gpu_report.SANITIZER_LOG}
+    assert written == set(FILES)
     assert len(FILES) <= 8
     assert all((rehearsal / name).stat().st_size < 16 << 20 for name in written)
     known = json.loads((rehearsal / gpu_report.ENVIRONMENT).read_text())
@@ -126,18 +138,25 @@ def test_a_rehearsal_measures(rehearsal):
     assert header.split(",") == results.COLUMNS
     rows = results.read(rehearsal / gpu_report.RESULTS)
     assert {row.status for row in rows} == {results.OK}
-    assert {row.work for row in rows} == {"forward", "forward_backward"}
+    works = {"forward", "forward_backward", "one_pass", "eager"}
+    assert {row.work for row in rows} == works
     assert all(row.median_us > 0 and row.copy_us > 0 for row in rows)
+    labels = [row for row in rows if row.shape in SUBJECTS["sigmoid"].shapes]
+    assert {row.option for row in labels} == set(SUBJECTS["sigmoid"].options)
 
 
 def test_a_rehearsal_reports_every_section(rehearsal):
     text = (rehearsal / gpu_report.REPORT).read_text()
-    for name in ("build", "smoke test", "copy bandwidth", "forward", "tests", "plots"):
+    measured = [each.name for each in gpu_benchmarks.REHEARSAL]
+    for name in ("build", "smoke test", "copy bandwidth", *measured, "tests", "plots"):
         assert f"| {name} | done |" in text
     assert "| memcheck | skipped |  | 1 | it watches a GPU |" in text
     assert "96 of 96 results right" in text
     assert "#### Plain loss" in text
-    assert "(logits-speedup.png)" in text
+    assert "(logits-bandwidth.png)" in text
+    for part in report.PARTS:
+        shown = f"## {part.command.capitalize()}\n" in text
+        assert shown == (part is not report.LINEAR_SCALING)
 
 
 def test_a_report_begun_says_what_is_to_come(tmp_path):
@@ -177,23 +196,47 @@ def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch, capsys):
 
 def test_every_benchmark_on_a_gpu_is_one_that_exists(tmp_path):
     planned = gpu_report.plan(tmp_path, "cuda", KNOWN)
-    measured = set()
+    measured = {name: set() for name in SUBJECTS}
+    of_dtypes = set()
     for each in planned:
-        if each.command[1:4] == ["-m", "bench", "logits"]:
+        if each.command[1:3] == ["-m", "bench"] and each.command[3] in SUBJECTS:
             arguments = parser().parse_args(each.command[3:])
-            measured.update(arguments.shapes)
-            for shape in (SHAPES[name] for name in arguments.shapes):
-                assert "cuda" in shape.devices
-                assert set(arguments.dtypes or shape.dtypes) & set(shape.dtypes)
-    assert measured == {name for name, shape in SHAPES.items() if "cuda" in shape.devices}
+            subject = SUBJECTS[arguments.subject]
+            assert arguments.csv == tmp_path / f"{subject.file}.csv"
+            on_gpu = [name for name, shape in subject.shapes.items() if "cuda" in shape.devices]
+            measured[subject.name].update(arguments.shapes or on_gpu)
+            for shape in (subject.shapes[name] for name in arguments.shapes or ()):
+                dtypes = set(arguments.dtypes or shape.dtypes) & set(shape.dtypes)
+                assert dtypes
+                of_dtypes |= {(shape.name, dtype) for dtype in dtypes}
+    assert measured == {
+        name: {shape.name for shape in subject.shapes.values() if "cuda" in shape.devices}
+        for name, subject in SUBJECTS.items()
+    }
+    heads = [name for name in SHAPES if name.startswith("head-") and name != "head-50264"]
+    assert of_dtypes >= {(name, dtype) for name in heads for dtype in SHAPES[name].dtypes}
+
+
+def test_the_vocabularies_on_a_gpu_fill_its_memory():
+    heads = [shape for name, shape in SHAPES.items() if name.startswith("head-")]
+    assert {shape.cols for shape in heads} >= {
+        *(1000, 4096, 32000, 50257, 65536, 128256, 151936, 256000)
+    }
+    for shape in heads:
+        assert set(shape.dtypes) == {"float32", "bfloat16", "float16"}
+        assert shape.rows * shape.cols * 2 >= 0.5e9
 
 
 def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
     planned = gpu_report.plan(tmp_path, "cuda", KNOWN)
     names = [each.name for each in planned]
     assert names[:4] == ["build", "smoke test", "copy bandwidth", "forward"]
-    assert names.index("tests") < names.index("memcheck") < names.index("options")
+    in_order = ("tests", "memcheck", "linear", "options", "small calls", "training, a large head")
+    places = [names.index(name) for name in (*in_order, "scaling")]
+    assert places == sorted(places)
+    assert names.index("linear") < names.index("every provider") < names.index("scaling")
     assert names[-1] == "plots"
+    assert len(names) == len(set(names))
     assert [each.name for each in planned if each.essential] == ["build", "smoke test"]
     assert planned[0].variables["TORCH_CUDA_ARCH_LIST"] == "9.0"
     # What is worth most fits even if it all takes as long as it may.
@@ -234,6 +277,8 @@ def test_a_gpu_is_described_by_name(monkeypatch):
     )
     found = environment.query_gpu()
     assert (found["name"], found["compute_cap"], found["power.limit"]) == ("NVIDIA X", "9.0", "6 W")
+    said = "clocks.sm 1 MHz, clocks.mem 2 MHz, power.draw 5 W, temperature.gpu 30"
+    assert environment.clocks() == said
 
 
 class FakeDevice:
@@ -286,6 +331,14 @@ def test_copies_exceed_the_cache_where_calls_are_short(monkeypatch, rows, count)
     assert len(copies) == count
     assert len({copy.logits.data_ptr() for copy in copies}) == count
     assert all(torch.equal(copy.logits, problem.logits) for copy in copies)
+
+
+def test_the_host_is_timed_from_an_idle_device(monkeypatch):
+    device = FakeDevice(monkeypatch)
+    elapsed = iter([0, 3000, 10_000, 15_000])
+    monkeypatch.setattr(timing, "perf_counter_ns", lambda: next(elapsed))
+    assert device_timing.time_on_host(device.contender(0.0, 0.0), 2) == 4.0
+    assert device.log == ["wait", *["prepare", "run"] * 2, "release"]
 
 
 def test_a_graph_holds_the_work_apart_from_its_preparation(monkeypatch):

@@ -1,30 +1,34 @@
 """The tables of the loss of a head."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from bench.comparison import Run, relative_spread, time_ratio
+from bench.comparison import Run
 from bench.linear.comparison import LinearComparison
-from bench.linear.providers import PROVIDERS, TORCH
-from bench.providers import OURS
+from bench.linear.providers import TORCH, TORCH_LINEAR
+from bench.providers import COMPILED, OURS
 from bench.results import LinearResult
 from bench.tables import (
     BUDGET,
+    FASTEST_OTHER,
     OURS_TIME,
     SHAPE,
     Chapter,
     Column,
-    duration,
     errors,
+    everyone_else,
     lost_of,
+    mebibytes,
     microseconds,
-    of,
+    of_each,
     page,
     provenance,
     ratio,
+    spread,
     table,
+    times_of_others,
 )
 
+SHOWN = (OURS, TORCH, COMPILED, TORCH_LINEAR)  # who has columns
 ERRORS_OF = ("loss", "hidden", "head_target", "head_other")
 
 
@@ -39,6 +43,7 @@ def summary(run: Run) -> str:
 def full(run: Run, folder: Path) -> str:
     """Everything measured on one machine; plots, if it had any, would be in `folder`."""
     weighed = [each for each in run.comparisons if each.ours and each.ours.peak_bytes is not None]
+    others = everyone_else(run, SHOWN, SHAPE, ERRORS_OF)
     chapters = [
         Chapter(
             "Times",
@@ -48,70 +53,34 @@ def full(run: Run, folder: Path) -> str:
         Chapter(
             "Spread",
             "Interquartile range / median.",
-            table(run.comparisons, [*SHAPE, *of_each(run, spread)]),
+            table(run.comparisons, [*SHAPE, *of_each(run, spread, SHOWN)]),
         ),
         Chapter(
             "Peak memory",
             "Beyond the inputs, gradients included, in MiB.",
-            table(weighed, [*SHAPE, *of_each(run, peak), MEMORY]),
+            table(weighed, [*SHAPE, *of_each(run, mebibytes, SHOWN), MEMORY]),
         ),
         Chapter(
             "Errors",
             "Largest relative error against float64: loss; gradient of the hidden states; of the "
             "head at the target classes; at the others.",
-            table(run.comparisons, [*SHAPE, *of_each(run, errors_of)]),
+            table(run.comparisons, [*SHAPE, *of_each(run, errors_of, SHOWN)]),
         ),
+        *others,
     ]
-    return page(run, folder, [*times(run), BUDGET], chapters)
-
-
-def names(run: Run) -> list[str]:
-    """Who took part."""
-    present = {row.provider for row in run.results}
-    return [name for name in PROVIDERS if name in present]
-
-
-def of_each(run: Run, cell: Callable[[LinearResult | None], str]) -> list[Column]:
-    """A column for each provider."""
-    return [
-        Column(
-            "ours" if name == OURS else f"`{name}`",
-            lambda row, name=name: cell(row.timed(name)),
-        )
-        for name in names(run)
-    ]
+    return page(run, folder, [*times(run), *[FASTEST_OTHER] * bool(others), BUDGET], chapters)
 
 
 def times(run: Run) -> list[Column]:
-    others = [
-        Column(f"`{name}`", lambda row, name=name: time_and_ratio(row, name))
-        for name in names(run)
-        if name != OURS
-    ]
-    return [*SHAPE, OURS_TIME, OVER_PRODUCTS, *others]
-
-
-def time_and_ratio(comparison: LinearComparison, provider: str) -> str:
-    other = comparison.timed(provider)
-    return f"{duration(other)} ({ratio(time_ratio(other, comparison.ours))})" if other else "-"
-
-
-def spread(result: LinearResult | None) -> str:
-    return of(result, relative_spread, ".0%")
+    return [*SHAPE, OURS_TIME, OVER_PRODUCTS, *times_of_others(run, SHOWN)]
 
 
 def errors_of(result: LinearResult | None) -> str:
     return errors(result, ERRORS_OF)
 
 
-def peak(result: LinearResult | None) -> str:
-    if result is None or result.peak_bytes is None:
-        return "-"
-    return f"{result.peak_bytes / 2**20:.0f}"
-
-
 def peaks(comparison: LinearComparison) -> str:
-    both = f"{peak(comparison.ours)} / {peak(comparison.timed(TORCH))}"
+    both = f"{mebibytes(comparison.ours)} / {mebibytes(comparison.timed(TORCH))}"
     return both if comparison.memory is None else f"{both} ({ratio(comparison.memory)})"
 
 

@@ -1,0 +1,116 @@
+"""Why ours loses, as far as it is known, and what would fix it. The first that fits is shown.
+
+What follows from the code and was not measured says "probably".
+"""
+
+from dataclasses import dataclass
+
+from bench.cases import OPTIONS, PLAIN
+from bench.results import Result
+from bench.shapes import SEGMENTATION
+
+UNKNOWN = "not known yet"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Of the cases of a command on a device; where none of a kind is named, of all of it."""
+
+    cause: str
+    fix: str
+    subject: str
+    device: str = "cpu"
+    shapes: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    works: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def explains(self, subject: str, case: Result) -> bool:
+        named = (
+            (case.shape, self.shapes),
+            (case.dtype, self.dtypes),
+            (case.work, self.works),
+            (case.option, self.options),
+        )
+        return (self.subject, self.device) == (subject, case.device) and all(
+            not names or name in names for name, names in named
+        )
+
+
+IMAGES = tuple(SEGMENTATION)
+SPREAD_TARGETS = ("focal+smoothing", "probabilities+focal")
+PYTHON_NODE = (
+    "the autograd function is Python's, since a binary for all versions of PyTorch has no node in "
+    "C++",
+    "a node in C++, at the price of a binary per version",
+)
+
+CAUSES = (
+    Cause(
+        "a focal term for every class; of rows this short many have a class likelier than 1/6, "
+        "where the series in p does not hold and the terms are taken exactly",
+        "a second expansion for the likely classes of a row, which are few",
+        "logits",
+        shapes=("imagenet",),
+        options=SPREAD_TARGETS,
+    ),
+    Cause(
+        "a focal term for every class: a polynomial in p beside the exponential, so that "
+        "arithmetic sets the pace and not memory",
+        "fewer multiplications per class",
+        "logits",
+        options=SPREAD_TARGETS,
+    ),
+    Cause(
+        "an option's value goes through Python and the operator's schema at every call",
+        "argument rules in C++, one crossing per call",
+        "logits",
+        shapes=("small",),
+        options=tuple(OPTIONS.keys() - {PLAIN, "weight"}),
+    ),
+    Cause(*PYTHON_NODE, "logits", shapes=("small",)),
+    Cause(*PYTHON_NODE, "small", works=("eager",)),
+    Cause(
+        "probably that compiled code calls our operators through the dispatcher, where PyTorch's "
+        "loss becomes a part of the compiled code",
+        "a lowering of the operators for the compiler",
+        "small",
+        works=("compiled",),
+    ),
+    Cause(
+        "probably that few rows are cut into chunks all the same, and each chunk's products read "
+        "the whole head",
+        "one chunk where all the logits are small",
+        "linear-scaling",
+        shapes=("rows-128x256x32000", "rows-256x256x32000"),
+    ),
+    Cause(
+        "probably one more sum over the logits, seen where a row is in the cache",
+        "fewer additions per class",
+        "logits",
+        shapes=("imagenet",),
+        options=("smoothing",),
+    ),
+    Cause(
+        "the state for a backward pass that never comes: 16 bytes a position, in new pages",
+        "no state where no gradient is wanted",
+        "logits",
+        shapes=IMAGES,
+        works=("forward",),
+    ),
+    Cause(
+        "probably the pages of gradient and state: new memory, which the system clears",
+        "larger pages, or memory that is kept between calls",
+        "logits",
+        shapes=IMAGES,
+        works=("forward_backward",),
+    ),
+)
+
+
+def explain(subject: str, case: Result) -> str:
+    """Cause and fix in a cell of a table."""
+    for each in CAUSES:
+        if each.explains(subject, case):
+            return f"{each.cause}; {each.fix}"
+    return UNKNOWN

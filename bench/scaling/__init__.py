@@ -1,0 +1,1 @@
+"""`python -m bench scaling` and `linear-scaling`: how time and memory grow with the problem."""

@@ -1,0 +1,1 @@
+"""`python -m bench sigmoid`: losses of labels that do not exclude each other."""

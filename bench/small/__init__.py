@@ -1,0 +1,1 @@
+"""`python -m bench small`: calls whose cost is the call."""

@@ -1,0 +1,1 @@
+"""`python -m bench training`: whole training steps of language models, their time and memory."""
