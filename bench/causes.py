@@ -47,14 +47,6 @@ PYTHON_NODE = (
 
 CAUSES = (
     Cause(
-        "a focal term for every class; of rows this short many have a class likelier than 1/6, "
-        "where the series in p does not hold and the terms are taken exactly",
-        "a second expansion for the likely classes of a row, which are few",
-        "logits",
-        shapes=("imagenet",),
-        options=SPREAD_TARGETS,
-    ),
-    Cause(
         "a focal term for every class: a polynomial in p beside the exponential, so that "
         "arithmetic sets the pace and not memory",
         "fewer multiplications per class",
@@ -76,13 +68,6 @@ CAUSES = (
         "a lowering of the operators for the compiler",
         "small",
         works=("compiled",),
-    ),
-    Cause(
-        "probably that few rows are cut into chunks all the same, and each chunk's products read "
-        "the whole head",
-        "one chunk where all the logits are small",
-        "linear-scaling",
-        shapes=("rows-128x256x32000", "rows-256x256x32000"),
     ),
     Cause(
         "probably one more sum over the logits, seen where a row is in the cache",

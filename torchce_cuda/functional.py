@@ -90,10 +90,8 @@ def cross_entropy(
     if torch.compiler.is_compiling():
         return _CrossEntropy.apply(input, (target, weight, normalizer, options))
     if inplace:
-        whole = _overwritable(input)
-        return _CrossEntropyInPlace.apply(whole, input.shape, target, weight, normalizer, options)[
-            0
-        ]
+        others = (input.shape, target, weight, normalizer, options)
+        return _record_in_place(_overwritable(input), others)[0]
     return _record(input, (target, weight, normalizer, options))
 
 
@@ -168,11 +166,6 @@ def _gradient_may_be_early(input, options) -> bool:
     )
 
 
-# `Function.apply` without its look at torch.func transforms, which `runs_composition` has had: 2
-# of the 38 us of a small call.
-_record = getattr(super(torch.autograd.Function, _CrossEntropy), "apply", _CrossEntropy.apply)
-
-
 class _CrossEntropyInPlace(torch.autograd.Function):
     """The gradient is written over the logits.
 
@@ -181,7 +174,8 @@ class _CrossEntropyInPlace(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, whole, shape, target, weight, normalizer, options):
+    def forward(ctx, whole, others):
+        shape, target, weight, normalizer, options = others
         ctx.mark_dirty(whole)
         ctx.set_materialize_grads(False)
         logits = whole.view(shape)
@@ -217,12 +211,22 @@ class _CrossEntropyInPlace(torch.autograd.Function):
             )
         grad = whole.detach()
         if ctx.early:
-            _ops.scale_(grad.view(-1), grad_loss)
+            if not (whole.is_cpu and _is_one(grad_loss)):  # where a value is at hand, look at it
+                _ops.scale_(grad, grad_loss)
         else:
             target, weight, state = rest
             _ops.backward_(grad_loss, grad.view(ctx.shape), target, state, weight, **ctx.options)
         ctx.spent = True  # not before: a call that raises has not touched the logits
-        return grad, None, None, None, None, None
+        return grad, None
+
+
+def _apply_of(function):
+    """`Function.apply` without its look at torch.func transforms, which `runs_composition` has had:
+    2 of the 38 us of a small call."""
+    return getattr(super(torch.autograd.Function, function), "apply", function.apply)
+
+
+_record, _record_in_place = _apply_of(_CrossEntropy), _apply_of(_CrossEntropyInPlace)
 
 
 def _overwritable(input: Tensor) -> Tensor:
