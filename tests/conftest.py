@@ -1,5 +1,7 @@
 """Seeds, devices and markers."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,11 @@ import torchce_cuda
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU and a build with its kernels")
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
+    # The compiler's own cache does not know the operators' schemas: what it compiled for another
+    # version of them would be called with other arguments.
+    cache = tempfile.TemporaryDirectory(prefix="torchce-inductor-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
+    config.add_cleanup(cache.cleanup)
 
 
 def _devices() -> list:
