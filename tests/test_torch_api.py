@@ -89,7 +89,7 @@ def operator_samples(dtype: torch.dtype) -> dict[str, list[tuple[tuple, dict]]]:
         samples["sigmoid_focal_backward"].append((backward, options))
     factor = torch.tensor(2.0, dtype=accumulator)
     samples["scale_"].append(((torch.randn(10).to(dtype), factor), {}))
-    samples["check_targets"].append(((True,), {}))
+    samples["check_targets"] += [((True,), {}), ((), {})]
     return samples
 
 

@@ -225,20 +225,21 @@ def _linear_cross_entropy(
         )
         grad_bias = divisor.new_zeros(num_outputs if wants_bias else 0)
 
+        of_chunks = options | {"targets_seen": True}
         for rows in _rows_of_chunks(target, ignore_index, chunk_rows):
             hidden = input[rows].to(dtype)
             flat = memory[: hidden.shape[0]]
             projection.logits(hidden, out=flat)
             logits = flat.view(hidden.shape[0], num_classes, *positions)
             if not any(wanted):
-                chunk_loss, _ = _ops.forward(logits, target[rows], weight, normalizer, **options)
+                chunk_loss, _ = _ops.forward(logits, target[rows], weight, normalizer, **of_chunks)
             elif grad_loss is None:
                 chunk_loss = _ops.forward_backward_(
-                    logits, target[rows], weight, normalizer, **options
+                    logits, target[rows], weight, normalizer, **of_chunks
                 )
             else:
                 chunk_loss, state = _ops.forward(
-                    logits, target[rows], weight, normalizer, **options
+                    logits, target[rows], weight, normalizer, **of_chunks
                 )
                 grad_rows = grad_loss[rows] if reduction == NONE else grad_loss
                 _ops.backward_(grad_rows, logits, target[rows], state, weight, **options)
@@ -262,7 +263,7 @@ def _linear_cross_entropy(
 
 
 _library = torch.library.Library("torchce", "FRAGMENT")
-_options = str(_ops.forward._schema).partition("*, ")[2].partition(")")[0]  # those of the kernels
+_options = str(_ops.divisor._schema).partition("*, ")[2].partition(")")[0]  # those of a problem
 _library.define(
     "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, "
     "Tensor? linear_bias=None, Tensor? weight=None, Tensor? normalizer=None, "
