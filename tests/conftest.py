@@ -28,6 +28,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture
+def on_each_device(device: torch.device) -> Iterator[None]:
+    """Where tensors lie that a test makes without saying where."""
+    with device:
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import torchce_cuda as ce
 from torchce_cuda import reference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "on_each_device")
 
 DTYPES = pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -29,9 +29,12 @@ from .arguments import MEAN, NONE
 _CPU_BOUND = (4, 512, 128 << 20)
 _CUDA_BOUND = (2, 4096, 2 << 30)
 _TILE_ROWS = 128  # of a GEMM: chunks of some of them are whole multiples; not measured
-# Of linear_weight or of its gradient, in float32, where a dtype is converted on the way: the slice
-# stays in cache. bfloat16, 2048 x 512 x 32000: 1.09 of the bare GEMMs, 1.14 with 8 MiB.
-_SLICE_BYTES = 2 << 20
+# Of linear_weight or of its gradient, in float32, where a dtype is converted on the way. On a CPU
+# the slice stays in cache: bfloat16, 2048 x 512 x 32000: 1.09 of the bare GEMMs, 1.14 with 8 MiB.
+# On a CUDA device the GEMM of a slice has to fill the device: 64 MiB are 4096 rows at D = 4096, a
+# thousand tiles of 128 x 128 for a hundred multiprocessors, where 2 MiB are 32. Not yet measured.
+_CPU_SLICE_BYTES = 2 << 20
+_CUDA_SLICE_BYTES = 64 << 20
 # Each row of a chunk begins at a multiple of so many bytes: with a vocabulary like 50257 a GEMM
 # could otherwise neither load rows in vectors nor copy them asynchronously. On a CPU 4096 x 256 x
 # 50257 float32 takes 0.95 of the bare GEMMs' time, and 1.13 without. CUDA: not yet measured.
@@ -137,9 +140,10 @@ class _WeightGradient:
 
 
 def _slices(matrix: Tensor, whole: bool = False) -> list[slice]:
-    """Ranges of rows of `_SLICE_BYTES`, at least one."""
+    """Ranges of rows that make a slice, at least one."""
     rows = matrix.shape[0]
-    step = rows if whole else _SLICE_BYTES // (4 * max(matrix.shape[1], 1))
+    slice_bytes = _CPU_SLICE_BYTES if matrix.is_cpu else _CUDA_SLICE_BYTES
+    step = rows if whole else slice_bytes // (4 * max(matrix.shape[1], 1))
     step = max(step, 1)
     return [slice(begin, min(begin + step, rows)) for begin in range(0, max(rows, 1), step)]
 
