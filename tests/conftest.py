@@ -11,6 +11,7 @@ import torchce_cuda
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU and a build with its kernels")
+    config.addinivalue_line("markers", "xdist_group(name): one process runs all of a group")
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
 

@@ -498,7 +498,6 @@ def test_under_checkpointing() -> None:
     assert_same_bits(torch.autograd.grad(received, leaf)[0], expected)
 
 
-@ON_EACH_DEVICE
 def test_saved_tensor_hooks() -> None:
     """Offloading what is saved for backward must not change it."""
     logits, target, _ = make_inputs((4, 7))
