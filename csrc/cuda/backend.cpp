@@ -34,10 +34,10 @@ void raise_found(const Device& device) {
 }
 
 // For torchce_cuda.check_targets: waits for all that any device still has to do. But nobody can
-// wait for a stream under capture.
+// wait for a stream under capture; and before a first call nobody asks whether there is a device.
 void raise_found_on_all_devices() {
-  const RelaxedCapture relaxed;
   for (const int32_t index : devices_in_use()) {
+    const RelaxedCapture relaxed;
     const DeviceGuard guard(index);
     if (is_capturing(current_stream(index))) continue;
     synchronise_device();
