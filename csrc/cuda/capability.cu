@@ -26,7 +26,9 @@ bool schedules_clusters(int blocks, int64_t shared_bytes) {
   const auto ask = [&clusters](const cudaLaunchConfig_t& config) {
     return cudaOccupancyMaxActiveClusters(&clusters, empty_kernel, &config);
   };
-  return configure(empty_kernel, grid, nullptr, ask) == cudaSuccess && clusters > 0;
+  const bool answered = configure(empty_kernel, grid, nullptr, ask) == cudaSuccess;
+  if (!answered) cudaGetLastError();  // an answer too, not a failure to be found by a later call
+  return answered && clusters > 0;
 }
 
 }  // namespace torchce::cuda

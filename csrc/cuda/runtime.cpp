@@ -119,6 +119,9 @@ void copy_to_host(void* to, const void* from, int64_t bytes, cudaStream_t stream
 
 void synchronise_device() { check(cudaDeviceSynchronize(), "synchronisation"); }
 
-const char* error_text(cudaError_t error) { return cudaGetErrorString(error); }
+const char* error_text(cudaError_t error) {
+  cudaGetLastError();  // told now; PyTorch would find it after its next launch, and blame that
+  return cudaGetErrorString(error);
+}
 
 }  // namespace torchce::cuda
