@@ -41,7 +41,7 @@ FURTHER_BENCHMARKS = (
     (
         "odd, short and long rows",
         75,
-        f"--shapes head-50257 head-50264 head-1000 head-256000 {PASSES}",
+        f"--shapes head-50257 head-50264 head-1000 head-256000 --dtypes bfloat16 {PASSES}",
     ),
     (
         "options",
@@ -49,11 +49,27 @@ FURTHER_BENCHMARKS = (
         "--shapes llama2-batch --dtypes bfloat16 --providers torchce_cuda F.cross_entropy "
         "--options plain focal weight smoothing z-loss softcap focal+smoothing all",
     ),
-    ("other vocabularies", 60, f"--shapes head-32000 head-151936 head-4096 {PASSES}"),
+    (
+        "other vocabularies",
+        60,
+        f"--shapes head-32000 head-151936 head-4096 --dtypes bfloat16 {PASSES}",
+    ),
     (
         "float32 and float16",
         50,
         f"--shapes head-128256 llama2-batch --dtypes float32 float16 --options plain {PASSES}",
+    ),
+    (
+        "float32, other vocabularies",
+        60,
+        "--shapes head-1000 head-4096 head-50257 head-256000 --dtypes float32 --options plain "
+        f"--providers torchce_cuda {PASSES}",
+    ),
+    (
+        "options, a large vocabulary",
+        40,
+        "--shapes head-128256 --dtypes bfloat16 --providers torchce_cuda "
+        "--options plain focal smoothing softcap focal+smoothing",
     ),
     (
         "segmentation, small shapes",

@@ -43,7 +43,9 @@ class Shape:
         return "x".join(map(str, self.size))
 
 
-def _head(rows: int, cols: int, why: str, dtypes: tuple[str, ...] = ("bfloat16",)) -> Shape:
+def _head(
+    rows: int, cols: int, why: str, dtypes: tuple[str, ...] = ("bfloat16", "float32")
+) -> Shape:
     """About 1 GiB of bfloat16 logits or more: the work of a GPU's memory, not of its caches."""
     return Shape(f"head-{cols}", (rows, cols), why, dtypes, devices=("cuda",))
 
