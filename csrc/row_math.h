@@ -104,9 +104,10 @@ CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& others, Acc z) {
   const bool target_leads = others.max <= z;
   norm.max = target_leads ? z : others.max;
   // (-inf) - (-inf) and inf - inf make such a row NaN, as log_softmax does
-  const Acc rest = others.sum * exp_nonpos(others.max - norm.max);
+  const Acc others_scale = exp_nonpos(others.max - norm.max);
+  const Acc rest = others.sum * others_scale;
   const Acc mine = exp_nonpos(z - norm.max);
-  norm.sum = rest + mine;
+  norm.sum = std::fma(others.sum, others_scale, mine);  // written out, as in `merge`
   norm.log_sum = log1p_nonneg(target_leads ? rest : norm.sum - Acc(1));
   norm.r = norm.log_sum + (norm.max - z);
   norm.p = mine / norm.sum;
