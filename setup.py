@@ -33,11 +33,12 @@ CUDA_SOURCES = [
     "csrc/cuda/backend.cpp",
     "csrc/cuda/runtime.cpp",
     "csrc/cuda/plan.cpp",
-    "csrc/cuda/compiled_architecture.cu",
+    "csrc/cuda/capability.cu",
     "csrc/cuda/resident.cu",
     "csrc/cuda/streaming.cu",
     "csrc/cuda/backward.cu",
     "csrc/cuda/summary.cu",
+    "csrc/cuda/scale.cu",
     "csrc/cuda/elements.cu",
 ]
 BINDING_SOURCES = ["csrc/bindings.cpp", "csrc/cpu/simd.cpp", "csrc/cuda/plan.cpp"]

@@ -39,6 +39,12 @@ FURTHER_BENCHMARKS = (
     Benchmark("linear", 90, f"linear --shapes llama3-8b {CHOSEN_LINEAR}"),
     Benchmark("options", 60, f"logits --shapes llama2-batch {BFLOAT16} {CHOSEN} fla mmcv"),
     Benchmark("small calls", 75, f"small {CHOSEN_SMALL}"),
+    Benchmark(
+        "options, a large vocabulary",
+        40,
+        f"logits --shapes head-128256 {BFLOAT16} --providers torchce_cuda "
+        "--options plain focal smoothing softcap focal+smoothing",
+    ),
     Benchmark("training, a large head", 90, "training --shapes gemma-head"),
     Benchmark("every provider", 120, f"logits --shapes head-128256 {BFLOAT16} {PASSES}"),
     Benchmark("linear, every provider", 150, "linear --shapes llama3-8b"),

@@ -141,7 +141,8 @@ def gpu_tests(known: dict[str, str]) -> Section:
     variables = {}
     if importlib.util.find_spec("xdist"):
         processes = min(MOST_TEST_PROCESSES, int(known["cores"]))
-        command += ["-n", str(processes)]
+        # loadgroup: what needs most of the memory runs in one process
+        command += ["-n", str(processes), "--dist", "loadgroup"]
         variables["OMP_NUM_THREADS"] = str(int(known["cores"]) // processes)
     return Section("tests", command, 120, LOG, variables)
 

@@ -23,6 +23,9 @@ using torch::stable::Tensor;
 // torchce_cuda.check_targets: whether a call on a CUDA device waits for its own look at the
 // targets.
 inline std::atomic<bool> check_targets_at_once{false};
+// And what it does besides: a backend whose kernels run without anybody waiting for them raises
+// here what they have found.
+inline void (*raise_found_targets)() = [] {};
 
 // Called only where something is wrong: a message must cost nothing when all is well.
 template <class Error = std::runtime_error, class... Parts>

@@ -25,10 +25,12 @@ struct Operators {
                                             const std::optional<Tensor>& normalizer,
                                             int64_t ignore_index, int64_t reduction,
                                             double label_smoothing, double gamma, double z_loss,
-                                            double logit_scale, double logit_softcap) {
+                                            double logit_scale, double logit_softcap,
+                                            bool targets_seen) {
     Arguments arguments =
         make_arguments(logits, target, weight, ignore_index, reduction,
                        {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
+    arguments.targets_seen = targets_seen;
     check_normalizer(arguments, normalizer);
     return Backend::forward(arguments, normalizer);
   }
@@ -77,10 +79,12 @@ struct Operators {
   static Tensor forward_backward_(const Tensor& logits, const Tensor& target, const Weight& weight,
                                   const std::optional<Tensor>& normalizer, int64_t ignore_index,
                                   int64_t reduction, double label_smoothing, double gamma,
-                                  double z_loss, double logit_scale, double logit_softcap) {
+                                  double z_loss, double logit_scale, double logit_softcap,
+                                  bool targets_seen) {
     Arguments arguments =
         make_arguments(logits, target, weight, ignore_index, reduction,
                        {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
+    arguments.targets_seen = targets_seen;
     check_normalizer(arguments, normalizer);
     check_in_place(arguments, logits);
     prepare_forward_backward(arguments, logits);

@@ -104,9 +104,10 @@ CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& others, Acc z) {
   const bool target_leads = others.max <= z;
   norm.max = target_leads ? z : others.max;
   // (-inf) - (-inf) and inf - inf make such a row NaN, as log_softmax does
-  const Acc rest = others.sum * exp_nonpos(others.max - norm.max);
+  const Acc others_scale = exp_nonpos(others.max - norm.max);
+  const Acc rest = others.sum * others_scale;
   const Acc mine = exp_nonpos(z - norm.max);
-  norm.sum = rest + mine;
+  norm.sum = std::fma(others.sum, others_scale, mine);  // written out, as in `merge`
   norm.log_sum = log1p_nonneg(target_leads ? rest : norm.sum - Acc(1));
   norm.r = norm.log_sum + (norm.max - z);
   norm.p = mine / norm.sum;
@@ -248,7 +249,8 @@ struct RowResult {
 };
 
 // `target_weight` is t of the target class apart from its spread; `target_spread` is q of the
-// target class where `spread` counted it, else 0.
+// target class where `spread` counted it, else 0. fma is written out, as in `merge`: two kernels
+// that finish the same row must not contract its products differently.
 template <class Acc>
 CE_HD RowResult<Acc> finish_row(const RowNorm<Acc>& norm, Acc target_weight, Acc target_spread,
                                 const SpreadTerms<Acc>& spread, const RowOptions& options) {
@@ -257,14 +259,15 @@ CE_HD RowResult<Acc> finish_row(const RowNorm<Acc>& norm, Acc target_weight, Acc
                                      ? FocalTerms<Acc>{norm.r, Acc(1)}
                                      : focal_terms(norm.p, norm.one_minus_p, norm.r, gamma);
   const Acc lse = norm.max + norm.log_sum;
-  const Acc others_slope = spread.slope + Acc(2) * z_loss * lse;
+  const Acc others_slope = std::fma(Acc(2) * z_loss, lse, spread.slope);
   const Acc target_slope = target_weight * target.slope;
   RowResult<Acc> out;
-  out.loss =
-      target_weight * target.loss + spread.loss + (z_loss == Acc(0) ? Acc(0) : z_loss * lse * lse);
+  const Acc loss = std::fma(target_weight, target.loss, spread.loss);
+  out.loss = z_loss == Acc(0) ? loss : std::fma(z_loss * lse, lse, loss);
   out.state.max = norm.max;
-  out.state.coef = (target_slope + others_slope) / norm.sum;
-  out.state.target_grad = norm.p * others_slope - target_spread - target_slope * norm.one_minus_p;
+  out.state.coef = std::fma(target_weight, target.slope, others_slope) / norm.sum;
+  out.state.target_grad =
+      std::fma(norm.p, others_slope, -std::fma(target_slope, norm.one_minus_p, target_spread));
   out.state.log_sum = norm.log_sum;
   return out;
 }

@@ -110,9 +110,22 @@ struct Arguments {
   Tensor logits, target;
   std::optional<Tensor> weight;
   ScalarType acc_dtype;
+  // The problem is a part of one whose targets have all been looked at: where nobody waits for the
+  // kernels, a bad one has been recorded by its row of the whole.
+  bool targets_seen = false;
+
+  // Whether a state begins with what the mean divides by; other losses are not divided.
+  bool has_divisor() const { return reduction == Reduction::mean; }
 
   int64_t state_size() const {
-    return 1 + (kStatePlanes + (problem.has_focal_spread() ? 1 : 0)) * problem.rows;
+    const int planes = kStatePlanes + (problem.has_focal_spread() ? 1 : 0);
+    return (has_divisor() ? 1 : 0) + planes * problem.rows;
+  }
+
+  // The planes of RowState, behind the divisor.
+  void* state_planes(const Tensor& state) const {
+    const int64_t bytes = acc_dtype == ScalarType::Double ? 8 : 4;
+    return static_cast<char*>(state.mutable_data_ptr()) + (has_divisor() ? bytes : 0);
   }
 
   // Memory for the loss of each row, in the shape of the rows.
@@ -180,12 +193,6 @@ inline void check_in_place(const Arguments& arguments, const Tensor& logits) {
   }
 }
 
-// The planes of RowState behind the divisor.
-inline void* state_planes(const Tensor& state) {
-  const int64_t bytes = state.scalar_type() == ScalarType::Double ? 8 : 4;
-  return static_cast<char*>(state.mutable_data_ptr()) + bytes;
-}
-
 inline void prepare_gradient(Problem& problem, const Tensor& grad) {
   problem.grad = grad.mutable_data_ptr();
   problem.grad_layout = *row_layout(grad);
@@ -208,8 +215,8 @@ inline Tensor prepare_backward(Arguments& arguments, const Tensor& grad_loss, co
   const Tensor grad_rows = as_contiguous(as_dtype(grad_loss, arguments.acc_dtype));
   problem.grad_loss = grad_rows.const_data_ptr();
   problem.grad_loss_stride = per_row ? 1 : 0;
-  problem.divisor = state.const_data_ptr();
-  problem.state = state_planes(state);
+  if (arguments.has_divisor()) problem.divisor = state.const_data_ptr();
+  problem.state = arguments.state_planes(state);
   prepare_gradient(problem, grad);
   return grad_rows;
 }

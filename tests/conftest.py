@@ -13,6 +13,7 @@ import torchce_cuda
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU and a build with its kernels")
+    config.addinivalue_line("markers", "xdist_group(name): one process runs all of a group")
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     # The compiler's own cache does not know the operators' schemas: what it compiled for another
     # version of them would be called with other arguments.
@@ -33,6 +34,13 @@ def _devices() -> list:
 @pytest.fixture(params=_devices())
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture
+def on_each_device(device: torch.device) -> Iterator[None]:
+    """Where tensors lie that a test makes without saying where."""
+    with device:
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -22,25 +22,42 @@ def make_inputs(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.randint(shape[1], (shape[0], *shape[2:]), device="cuda")
 
 
-def step(logits: torch.Tensor, target: torch.Tensor, **options) -> tuple[torch.Tensor, ...]:
+def step(
+    logits: torch.Tensor, target: torch.Tensor, factor: float = 1.0, **options
+) -> tuple[torch.Tensor, ...]:
     leaf = logits.detach().requires_grad_()
     loss = ce.cross_entropy(leaf * 1, target, **options)
-    return loss.detach(), *torch.autograd.grad(loss, leaf)
+    return loss.detach(), *torch.autograd.grad(loss.sum() * factor, leaf)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("options", [{}, {"inplace": True}, {"gamma": 2.0}], ids=str)
-def test_graph_capture(shape: tuple[int, ...], options: dict) -> None:
-    logits, target = make_inputs(shape)
-    expected = step(logits, target, **options)
+def capture(function, *arguments, **options) -> tuple[torch.cuda.CUDAGraph, tuple]:
+    """A graph of one call, and the tensors that a replay writes to."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step(logits, target, **options)
+        function(*arguments, **options)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = step(logits, target, **options)
+        captured = function(*arguments, **options)
+    return graph, captured
+
+
+CAPTURED = [
+    {},
+    {"inplace": True},
+    {"inplace": True, "factor": 3.0},  # the gradient is made, then scaled
+    {"gamma": 2.0},
+    {"gamma": 2.0, "label_smoothing": 0.1, "reduction": "none"},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("options", CAPTURED, ids=str)
+def test_graph_capture(shape: tuple[int, ...], options: dict) -> None:
+    logits, target = make_inputs(shape)
+    expected = step(logits, target, **options)
+    graph, captured = capture(step, logits, target, **options)
     for _ in range(2):
         graph.replay()
         for x, y in zip(captured, expected, strict=True):
@@ -66,36 +83,58 @@ def test_linear_graph_capture(dtype: torch.dtype, options: dict) -> None:
     target = torch.randint(1003, (250,), device="cuda")
     target[::7] = -100
     expected = linear_step(hidden, head, target, **options)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        linear_step(hidden, head, target, **options)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = linear_step(hidden, head, target, **options)
+    graph, captured = capture(linear_step, hidden, head, target, **options)
     graph.replay()
     for x, y in zip(captured, expected, strict=True):
         assert_same_bits(x, y)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_a_replay_finds_is_told_outside(inplace: bool) -> None:
+    logits, target = make_inputs((64, 50257))
+    graph, (loss, grad) = capture(step, logits, target, inplace=inplace, reduction="none")
+    target[7] = 50257
+    graph.replay()
+    with pytest.raises(IndexError, match="Target 50257 is out of bounds: row 7 of the target"):
+        ce.check_targets()
+    bad = torch.arange(64, device="cuda") == 7
+    assert torch.equal(loss.isnan(), bad)
+    assert torch.equal(grad.isnan(), bad.unsqueeze(1).expand_as(grad))
+    target[7] = 0
+    graph.replay()
+    ce.check_targets()
+    for x, y in zip((loss, grad), step(logits, target, reduction="none"), strict=True):
+        assert_same_bits(x, y)
+
+
+# Without a call of ours before, and so with everything yet to be loaded and allocated; at the end,
+# what needs more shared memory than a kernel has without asking, and clusters.
 FIRST_CALL = """
 import torch, torchce_cuda as ce
-logits = torch.randn(64, 50257, device="cuda")
-target = torch.randint(50257, (64,), device="cuda")
+classes, options = {classes}, {options}
+leaf = torch.randn(64, classes, device="cuda", requires_grad=True)
+target = torch.randint(classes, (64,), device="cuda")
+expected = torch.nn.functional.cross_entropy(leaf * 1, target)
+expected_grad, = torch.autograd.grad(expected, leaf)
 torch.cuda.synchronize()
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
-    loss = ce.cross_entropy(logits, target)
+    loss = ce.cross_entropy(leaf * 1, target, **options)
+    grad, = torch.autograd.grad(loss, leaf)
 graph.replay()
-torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, target))
+torch.testing.assert_close(loss, expected)
+torch.testing.assert_close(grad, expected_grad)
 print("captured")
 """
 
 
-def test_the_first_call_may_be_captured() -> None:
+@pytest.mark.parametrize(
+    ("classes", "options"), [(10, {}), (50257, {}), (128256, {"inplace": True})], ids=str
+)
+def test_the_first_call_may_be_captured(classes: int, options: dict) -> None:
+    program = FIRST_CALL.format(classes=classes, options=options)
     output = subprocess.run(
-        [sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert output.stdout == "captured\n", output.stderr
 
@@ -144,25 +183,57 @@ def test_another_stream() -> None:
         assert_same_bits(x, y)
 
 
+def needs_memory(needed: float) -> None:
+    torch.cuda.empty_cache()  # what an earlier test has left is free for this one
+    free = torch.cuda.mem_get_info()[0]
+    if free < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free")
+
+
+# Tests that take much of the memory follow each other, in whichever process of pytest-xdist.
+LARGE = pytest.mark.xdist_group("large")
+
+
+@LARGE
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(17000, 128256), (2**28 + 5, 9), (2, 33, 2**25 + 3)], ids=str)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_more_elements_than_32_bits_count(shape: tuple[int, ...], inplace: bool) -> None:
     elements = torch.Size(shape).numel()
-    if torch.cuda.mem_get_info()[0] < 5 * 2 * elements:
-        pytest.skip(f"needs {10 * elements / 2**30:.0f} GiB")
+    # of 2 bytes: logits, their copy and two gradients; then target, state and losses of the rows,
+    # which are a third of that where they are shortest, and float64 for the comparison
+    needs_memory(7 * 2 * elements)
     logits, target = make_inputs(shape)
-    loss, grad = step(logits, target, inplace=inplace, reduction="sum")
+    factor = -2.0  # exact, and so that a gradient made before it arrives has to be scaled
+    loss, grad = step(logits, target, factor, inplace=inplace, reduction="sum")
     exact_loss = 0.0
     rows = max(1, 2**26 // shape[1])  # 0.5 GiB of float64
     for part in range(0, shape[-1] if len(shape) > 2 else shape[0], rows):
         at = (..., slice(part, part + rows)) if len(shape) > 2 else slice(part, part + rows)
         exact = logits[at].double().requires_grad_()
         part_loss = F.cross_entropy(exact, target[at], reduction="sum")
-        part_loss.backward()
+        (factor * part_loss).backward()
         exact_loss += part_loss.item()
         error = (grad[at] - exact.grad).abs()
         assert (error <= 2**-7 * exact.grad.abs() + 1e-30).all(), part
+    assert abs(loss.item() - exact_loss) <= 1e-5 * exact_loss
+
+
+@LARGE
+@pytest.mark.slow
+def test_more_sigmoids_than_32_bits_count() -> None:
+    elements = 2**31 + 2**20 + 1
+    needs_memory(7 * 2 * elements)
+    leaf = torch.randn(elements, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    target = torch.rand(elements, device="cuda", dtype=torch.bfloat16)
+    loss = ce.sigmoid_focal_loss(leaf, target, gamma=0.0, reduction="sum")
+    (grad,) = torch.autograd.grad(loss, leaf)
+    exact_loss = 0.0
+    parts = (x.detach().split(2**26) for x in (leaf, target, grad))
+    for x, y, received in zip(*parts, strict=True):
+        x, y = x.double(), y.double()
+        exact_loss += F.binary_cross_entropy_with_logits(x, y, reduction="sum").item()
+        assert ((received - (x.sigmoid() - y)).abs() <= 2**-8).all()
     assert abs(loss.item() - exact_loss) <= 1e-5 * exact_loss
 
 

@@ -1,5 +1,6 @@
 """Bad input: the exception class of PyTorch, and a message that says how to do better."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 
@@ -201,6 +202,33 @@ def test_out_of_range_in_a_large_target(device: torch.device) -> None:
             target[row] = 2 + row
         with pytest.raises(IndexError, match=rf"Target {2 + rows[0]} .*row {rows[0]}\b"):
             ce.cross_entropy(logits, target)
+
+
+def test_each_thread_hears_of_its_own_target(device: torch.device) -> None:
+    """With a look at the targets before each call, which conftest.py asks for."""
+    rows, calls = 7, 20
+
+    def heard(thread: int) -> set[str]:
+        found = set()
+        target = torch.zeros(rows, dtype=torch.int64, device=device)
+        target[thread] = 100 + thread
+        for call in range(calls):
+            bad = call % 2 == 0
+            try:
+                ce.cross_entropy(
+                    torch.zeros(rows, 3, device=device), target if bad else target.clamp(max=2)
+                )
+            except IndexError as error:
+                assert bad
+                found.add(str(error).partition(", allowed")[0])
+            else:
+                assert not bad
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        for thread, messages in enumerate(pool.map(heard, range(4))):
+            expected = f"Target {100 + thread} is out of bounds: row {thread} of target"
+            assert messages == {f"torchce_cuda: {expected}"}
 
 
 def test_no_classes(device: torch.device) -> None:

@@ -151,7 +151,7 @@ def test_a_rehearsal_reports_every_section(rehearsal):
     for name in ("build", "smoke test", "copy bandwidth", *measured, "tests", "plots"):
         assert f"| {name} | done |" in text
     assert "| memcheck | skipped |  | 1 | it watches a GPU |" in text
-    assert "96 of 96 results right" in text
+    assert "144 of 144 results right" in text
     assert "#### Plain loss" in text
     assert "(logits-bandwidth.png)" in text
     for part in report.PARTS:
@@ -247,7 +247,11 @@ def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
 def test_the_smoke_test_takes_every_way_through_the_kernels(few):
     block = 128  # or more threads
     shapes = [smoke.few(shape) if few else shape for shape in smoke.SHAPES]
-    dtypes = smoke.FEW_DTYPES if few else smoke.TOLERANCE
+    chosen = smoke.FEW if few else smoke.EVERYTHING
+    dtypes = set(chosen)
+    assert dtypes >= {torch.float32, torch.bfloat16, torch.float16}
+    names = set().union(*chosen.values())
+    assert names <= set(OPTIONS) and any(OPTIONS[name].probabilities for name in names)
     reached = set()
     for shape, dtype, direction, spread in product(
         shapes, dtypes, ("forward", "backward", "forward_backward"), (False, True)

@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import torchce_cuda as ce
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+ON_EACH_DEVICE = pytest.mark.usefixtures("on_each_device")
 
 Inputs = tuple[Tensor, Tensor, Tensor | None]
 
@@ -61,6 +62,7 @@ def test_grid(
 @KINDS
 @pytest.mark.parametrize("shape", [(4,), (3, 1), (2, 3, 2), (2, 3, 2, 1)], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
+@ON_EACH_DEVICE
 def test_shapes(kind: str, shape: tuple[int, ...], reduction: str) -> None:
     inputs = make_inputs(kind, True, shape)
     check_derivatives(inputs, gamma=1.5, label_smoothing=0.1, reduction=reduction)
@@ -80,10 +82,12 @@ def test_shapes(kind: str, shape: tuple[int, ...], reduction: str) -> None:
     ],
     ids=lambda arguments: "+".join(arguments),
 )
+@ON_EACH_DEVICE
 def test_extras(kind: str, arguments: dict) -> None:
     check_derivatives(make_inputs(kind, True), **arguments)
 
 
+@ON_EACH_DEVICE
 def test_normalizer_is_differentiable() -> None:
     logits, target, weight = make_inputs("indices")
     normalizer = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
@@ -96,6 +100,7 @@ def test_normalizer_is_differentiable() -> None:
 
 
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced"])
+@ON_EACH_DEVICE
 def test_strided_logits(layout: str) -> None:
     """The gradient goes back through whatever made the strides."""
     base = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
@@ -115,6 +120,7 @@ def test_strided_logits(layout: str) -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@ON_EACH_DEVICE
 def test_second_derivative_at_hard_logits(gamma: float) -> None:
     """Finite, where finite differences cannot follow: p at 0 and at 1, masked classes."""
     rows = [[800.0, 0.0, -800.0], [0.0, 40.0, 0.0], [0.0, -float("inf"), 1.0], [1e4, 1e4, 1e4]]

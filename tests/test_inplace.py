@@ -6,7 +6,9 @@ from accuracy import assert_same_bits
 from torch import Tensor
 
 import torchce_cuda as ce
+from torchce_cuda import _ops
 
+INF, NAN = float("inf"), float("nan")
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=["f64", "f32", "bf16", "f16"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -297,6 +299,34 @@ def test_any_upstream_gradient(dtype: torch.dtype, scale: float, device: torch.d
     expected = leaf.detach().clone().requires_grad_()
     (scale * ce.cross_entropy(expected, target)).backward()
     torch.testing.assert_close(leaf.grad, expected.grad, rtol=3 * torch.finfo(dtype).eps, atol=0)
+
+
+SCALED = [1, 7, 8, 9, 23, 1001, 1_200_003]  # the last: more packets than the kernel has threads
+
+
+@DTYPES
+@pytest.mark.parametrize("count", SCALED)
+def test_scaling_a_gradient(dtype: torch.dtype, count: int, device: torch.device) -> None:
+    """What backward does when the upstream gradient arrives: wherever the gradient lies, each value
+    once, and none beside it; 0 stays 0, so that an ignored row does."""
+    # the kernels on the host take a second for the longest
+    offsets = [0, 1, 3, 8] if count < 10_000 else [1]
+    special = torch.tensor([0.0, -0.0, INF, -INF, NAN], device=device, dtype=dtype)
+    for offset in offsets:
+        memory = torch.randn(offset + count + 9, device=device).to(dtype)
+        memory[torch.rand(memory.shape, device=device) < 0.2] = 0
+        place = slice(offset, offset + count)
+        memory[place][: len(special)] = special[:count]
+        for factor in (1.0, -0.375, 0.0, INF, NAN) if count < 10_000 else (-0.375,):
+            scaled = memory.clone()
+            by = torch.tensor(factor, device=device, dtype=torch.promote_types(dtype, F32))
+            _ops.scale_(scaled[place], by)
+            expected = memory.clone()
+            if factor != 1:
+                values = memory[place]
+                expected[place] = torch.where(values == 0, values, (values * by).to(dtype))
+            assert torch.equal(scaled.isnan(), expected.isnan())
+            assert_same_bits(scaled.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
 
 
 def test_all_ignored(device: torch.device) -> None:

@@ -61,7 +61,8 @@ def test_accuracy(
 def test_accuracy_of_either_way_to_multiply(dtype, multiplies, option, monkeypatch) -> None:
     """Whatever this CPU can do; and with many slices of the head."""
     monkeypatch.setattr(chunks, "_cpu_multiplies", lambda dtype: multiplies)
-    monkeypatch.setattr(chunks, "_SLICE_BYTES", 4 * FEATURES * 50)
+    for name in ("_CPU_SLICE_BYTES", "_CUDA_SLICE_BYTES"):
+        monkeypatch.setattr(chunks, name, 4 * FEATURES * 50)
     problem = make_linear_problem(option, dtype)
     assert_as_accurate_as_torch(ours(problem, chunk_rows=16), problem)
 

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import torchce_cuda as ce
 from torchce_cuda import reference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "on_each_device")
 
 DTYPES = pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -455,7 +455,7 @@ def test_compile(reduction: str, dynamic: bool) -> None:
 
 def test_autocast() -> None:
     input, target = make_inputs(dtype=BF16)
-    with torch.autocast("cpu", dtype=BF16):
+    with torch.autocast(input.device.type, dtype=BF16):
         assert ce.binary_cross_entropy_with_logits(input, target).dtype == F32
 
 

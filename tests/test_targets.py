@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import torchce_cuda as ce
+from torchce_cuda import _ops
 
 BAD = [-1, 2**32, 2**63 - 1, -(2**63)]
 
@@ -80,6 +81,41 @@ def test_the_row_of_a_problem_in_chunks_is_that_of_the_whole(device: torch.devic
             chunk_rows=2,
         )
         raise_what_is_pending(device)
+    ce.check_targets()  # and no chunk says so again, with a row of its own
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_part_whose_targets_were_seen_tells_nobody(seen: bool, device: torch.device) -> None:
+    """Its kernels may be on their way when the report on the whole has been raised already."""
+    logits = torch.randn(4, 300, device=device)
+    target = torch.tensor([0, 300, 1, 2], device=device)
+    for call in (_ops.forward, _ops.forward_backward_):
+        loss = call(logits.clone(), target, targets_seen=seen)
+        loss = loss[0] if isinstance(loss, tuple) else loss
+        assert loss.isnan()
+        if seen:
+            ce.check_targets()
+        else:
+            with pytest.raises(IndexError, match="Target 300 is out of bounds: row 1 of the"):
+                ce.check_targets()
+
+
+@pytest.mark.parametrize("enabled", [None, False, True])
+def test_after_the_last_call_somebody_can_ask(enabled: bool | None, device: torch.device) -> None:
+    ce.cross_entropy(torch.randn(4, 30, device=device), torch.tensor([0, 1, 30, 2], device=device))
+    with pytest.raises(IndexError, match="Target 30 is out of bounds: row 2 of the target of an"):
+        ce.check_targets(enabled)
+    ce.check_targets()  # told once
+
+    # raised or not, the mode is what was asked for
+    logits, target = torch.randn(1, 2, device=device), torch.tensor([2], device=device)
+    if enabled:
+        with pytest.raises(IndexError, match="row 0 of target, allowed are 0 to 1"):
+            ce.cross_entropy(logits, target)
+    else:
+        ce.cross_entropy(logits, target)
+        with pytest.raises(IndexError, match="row 0 of the target of an earlier call"):
+            ce.check_targets()
 
 
 def test_a_call_that_checks_touches_nothing(device: torch.device) -> None:

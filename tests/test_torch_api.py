@@ -17,6 +17,7 @@ import torchce_cuda as ce
 from torchce_cuda import reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+ON_EACH_DEVICE = pytest.mark.usefixtures("on_each_device")
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=["f64", "f32", "bf16", "f16"])
@@ -89,11 +90,12 @@ def operator_samples(dtype: torch.dtype) -> dict[str, list[tuple[tuple, dict]]]:
         samples["sigmoid_focal_backward"].append((backward, options))
     factor = torch.tensor(2.0, dtype=accumulator)
     samples["scale_"].append(((torch.randn(10).to(dtype), factor), {}))
-    samples["check_targets"].append(((True,), {}))
+    samples["check_targets"] += [((True,), {}), ((), {})]
     return samples
 
 
 @DTYPES
+@ON_EACH_DEVICE
 def test_opcheck(dtype: torch.dtype) -> None:
     for name, samples in operator_samples(dtype).items():
         assert samples, f"{name} is not checked"
@@ -115,6 +117,7 @@ def loss_and_grads(function, *tensors: Tensor, **options) -> list[Tensor]:
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("probabilities", [False, True], ids=["indices", "probabilities"])
 @OPTIONS
+@ON_EACH_DEVICE
 def test_compile(dynamic: bool, probabilities: bool, options: dict) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(ce.cross_entropy, fullgraph=True, dynamic=dynamic, backend="aot_eager")
@@ -146,6 +149,7 @@ def test_compile_of_other_sizes_does_not_recompile() -> None:
 
 
 @DTYPES
+@ON_EACH_DEVICE
 def test_compile_of_every_dtype(dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(ce.cross_entropy, fullgraph=True, backend="aot_eager")
@@ -156,6 +160,7 @@ def test_compile_of_every_dtype(dtype: torch.dtype) -> None:
         assert_same_bits(x, y)
 
 
+@ON_EACH_DEVICE
 def test_compile_of_gradients_to_probabilities_and_weight() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(ce.cross_entropy, fullgraph=True, backend="aot_eager")
@@ -297,6 +302,7 @@ def test_weight_of_another_dtype(weight_dtype: torch.dtype) -> None:
 
 
 @OPTIONS
+@ON_EACH_DEVICE
 def test_double_backward_in_float32(options: dict) -> None:
     logits, target, weight = make_inputs((4, 7))
     results = []
@@ -321,6 +327,7 @@ def in_float64(probabilities: bool, batch: tuple[int, ...] = ()) -> tuple[Tensor
 
 @OPTIONS
 @pytest.mark.parametrize("probabilities", [False, True], ids=["indices", "probabilities"])
+@ON_EACH_DEVICE
 def test_func_transforms(options: dict, probabilities: bool) -> None:
     logits, target = in_float64(probabilities)
     tangent = torch.randn_like(logits)
@@ -347,6 +354,7 @@ def test_func_transforms(options: dict, probabilities: bool) -> None:
 @OPTIONS
 @REDUCTIONS
 @pytest.mark.parametrize("probabilities", [False, True], ids=["indices", "probabilities"])
+@ON_EACH_DEVICE
 def test_vmap(options: dict, reduction: str, probabilities: bool) -> None:
     logits, target = in_float64(probabilities, (3,))
     weight = torch.rand(3, 5, dtype=F64)
@@ -384,6 +392,7 @@ def test_per_sample_gradients_of_a_model() -> None:
 
 
 @OPTIONS
+@ON_EACH_DEVICE
 def test_forward_mode(options: dict) -> None:
     logits, target = in_float64(False)
     tangent = torch.randn_like(logits)
@@ -414,6 +423,7 @@ def test_no_graph_where_none_is_asked_for(inplace: bool, reduction: str) -> None
 
 
 @REDUCTIONS
+@ON_EACH_DEVICE
 def test_retained_graph_gives_the_same_gradient(reduction: str) -> None:
     logits, target, _ = make_inputs((4, 7))
     leaf = logits.requires_grad_()
@@ -429,6 +439,7 @@ def test_retained_graph_gives_the_same_gradient(reduction: str) -> None:
         torch.autograd.grad(loss, leaf, upstream)
 
 
+@ON_EACH_DEVICE
 def test_gradients_accumulate() -> None:
     logits, target, _ = make_inputs((4, 7))
     leaf = logits.requires_grad_()
@@ -458,6 +469,7 @@ def test_changing_what_backward_needs(shape: tuple, upstream: float, changed: st
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (40, 700)], ids=["early", "late"])
+@ON_EACH_DEVICE
 def test_backward_twice(shape: tuple) -> None:
     """The gradient of a small problem is made in forward, and handed out only once."""
     logits, target, _ = make_inputs(shape, F32)
@@ -473,6 +485,7 @@ def test_backward_twice(shape: tuple) -> None:
         loss.backward()
 
 
+@ON_EACH_DEVICE
 def test_under_checkpointing() -> None:
     logits, target, _ = make_inputs((4, 7))
     leaf = logits.requires_grad_()

@@ -57,7 +57,8 @@ def _(
     probabilities = target.dim() == logits.dim()
     planes = 4 if gamma > 0 and (label_smoothing > 0 or probabilities) else 3
     loss = logits.new_empty(row_shape if reduction == NONE else [], dtype=acc_dtype(logits.dtype))
-    return loss, logits.new_empty([1 + planes * rows], dtype=acc_dtype(logits.dtype))
+    divisor = 1 if reduction == MEAN else 0
+    return loss, logits.new_empty([divisor + planes * rows], dtype=acc_dtype(logits.dtype))
 
 
 @torch.library.register_fake("torchce::cross_entropy_backward")

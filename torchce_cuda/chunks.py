@@ -29,9 +29,12 @@ from .arguments import MEAN, NONE
 _CPU_BOUND = (4, 512, 128 << 20)
 _CUDA_BOUND = (2, 4096, 2 << 30)
 _TILE_ROWS = 128  # of a GEMM: chunks of some of them are whole multiples; not measured
-# Of linear_weight or of its gradient, in float32, where a dtype is converted on the way: the slice
-# stays in cache. bfloat16, 2048 x 512 x 32000: 1.09 of the bare GEMMs, 1.14 with 8 MiB.
-_SLICE_BYTES = 2 << 20
+# Of linear_weight or of its gradient, in float32, where a dtype is converted on the way. On a CPU
+# the slice stays in cache: bfloat16, 2048 x 512 x 32000: 1.09 of the bare GEMMs, 1.14 with 8 MiB.
+# On a CUDA device the GEMM of a slice has to fill the device: 64 MiB are 4096 rows at D = 4096, a
+# thousand tiles of 128 x 128 for a hundred multiprocessors, where 2 MiB are 32. Not yet measured.
+_CPU_SLICE_BYTES = 2 << 20
+_CUDA_SLICE_BYTES = 64 << 20
 # Each row of a chunk begins at a multiple of so many bytes: with a vocabulary like 50257 a GEMM
 # could otherwise neither load rows in vectors nor copy them asynchronously. On a CPU 4096 x 256 x
 # 50257 float32 takes 0.95 of the bare GEMMs' time, and 1.13 without. CUDA: not yet measured.
@@ -138,9 +141,10 @@ class _WeightGradient:
 
 
 def _slices(matrix: Tensor, whole: bool = False) -> list[slice]:
-    """Ranges of rows of `_SLICE_BYTES`, at least one."""
+    """Ranges of rows that make a slice, at least one."""
     rows = matrix.shape[0]
-    step = rows if whole else _SLICE_BYTES // (4 * max(matrix.shape[1], 1))
+    slice_bytes = _CPU_SLICE_BYTES if matrix.is_cpu else _CUDA_SLICE_BYTES
+    step = rows if whole else slice_bytes // (4 * max(matrix.shape[1], 1))
     step = max(step, 1)
     return [slice(begin, min(begin + step, rows)) for begin in range(0, max(rows, 1), step)]
 
@@ -226,20 +230,21 @@ def _linear_cross_entropy(
         )
         grad_bias = divisor.new_zeros(num_outputs if wants_bias else 0)
 
+        of_chunks = options | {"targets_seen": True}
         for rows in _rows_of_chunks(target, ignore_index, chunk_rows):
             hidden = input[rows].to(dtype)
             flat = memory[: hidden.shape[0]]
             projection.logits(hidden, out=flat)
             logits = flat.view(hidden.shape[0], num_classes, *positions)
             if not any(wanted):
-                chunk_loss, _ = _ops.forward(logits, target[rows], weight, normalizer, **options)
+                chunk_loss, _ = _ops.forward(logits, target[rows], weight, normalizer, **of_chunks)
             elif grad_loss is None:
                 chunk_loss = _ops.forward_backward_(
-                    logits, target[rows], weight, normalizer, **options
+                    logits, target[rows], weight, normalizer, **of_chunks
                 )
             else:
                 chunk_loss, state = _ops.forward(
-                    logits, target[rows], weight, normalizer, **options
+                    logits, target[rows], weight, normalizer, **of_chunks
                 )
                 grad_rows = grad_loss[rows] if reduction == NONE else grad_loss
                 _ops.backward_(grad_rows, logits, target[rows], state, weight, **options)
@@ -263,7 +268,7 @@ def _linear_cross_entropy(
 
 
 _library = torch.library.Library("torchce", "FRAGMENT")
-_options = str(_ops.forward._schema).partition("*, ")[2].partition(")")[0]  # those of the kernels
+_options = str(_ops.divisor._schema).partition("*, ")[2].partition(")")[0]  # those of a problem
 _library.define(
     "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, "
     "Tensor? linear_bias=None, Tensor? weight=None, Tensor? normalizer=None, "

@@ -95,16 +95,27 @@ def cross_entropy(
     return _record(input, (target, weight, normalizer, options))
 
 
-def check_targets(enabled: bool) -> None:
-    """Whether calls on a CUDA device check their class indices before anything else, and wait.
+def check_targets(enabled: bool | None = None) -> None:
+    """Raises what is wrong with class indices so far; sets when it is to be raised from now on.
 
     A class index that is neither in [0, C) nor `ignore_index` never becomes an address. On the CPU
     it raises IndexError at once, always. On a CUDA device the call goes on without waiting: loss
-    and gradient of the row become NaN, and a later call of this package, once the device has got
-    that far, raises IndexError with the row and the index. `check_targets(True)` makes every call
-    look at its targets first, wait for the answer and raise before any logit is touched, as on the
-    CPU: for debugging, since it costs a synchronisation a call. It has no effect on a call that is
-    captured in a CUDA graph; what a replay of the graph finds is raised by the next call outside.
+    and gradient of the row become NaN, and a later call of this package on the same device, once
+    the device has got that far, raises IndexError with the row and the index.
+
+    Where no later call follows, as after the last batch of an evaluation, ``check_targets()`` waits
+    for the devices and raises what they have found. So do the other two: a new mode begins with
+    nothing untold. A device whose current stream is being captured in a CUDA graph is left out.
+
+    Args:
+        enabled: True makes every call on a CUDA device look at its targets first, wait for the
+            answer and raise before any logit is touched, as on the CPU: for debugging, since it
+            costs a synchronisation a call. It has no effect on a call that is captured in a CUDA
+            graph; what a replay of the graph finds is raised by the next call outside. False, as
+            at the beginning, makes no call wait. None leaves it as it is.
+
+    Raises:
+        IndexError: an earlier call had a bad class index.
     """
     _ops.check_targets(enabled)
 

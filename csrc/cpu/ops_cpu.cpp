@@ -67,7 +67,7 @@ double check_targets(const Arguments& arguments, const std::optional<Tensor>& no
     divisor = scan.weight_sum;
   }
   if (normalizer.has_value()) divisor = read_scalar(*normalizer);
-  return arguments.reduction == Reduction::mean ? divisor : 1.0;
+  return arguments.has_divisor() ? divisor : 1.0;
 }
 
 // Row losses that only their sum outlives. Plain memory: a tensor costs half a microsecond.
@@ -97,8 +97,8 @@ struct Backend {
     const double divisor = check_targets(arguments, normalizer);
     const Tensor state =
         empty_beside(arguments.logits, arguments.state_size(), arguments.acc_dtype);
-    write_scalar(state, 0, divisor);
-    problem.state = state_planes(state);
+    if (arguments.has_divisor()) write_scalar(state, 0, divisor);
+    problem.state = arguments.state_planes(state);
     if (arguments.reduction == Reduction::none) {
       const Tensor loss = arguments.empty_row_loss();
       problem.row_loss = loss.mutable_data_ptr();

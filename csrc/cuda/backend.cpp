@@ -16,41 +16,66 @@ void check_launch(cudaError_t error) {
   if (error != cudaSuccess) fail("CUDA kernel launch: ", error_text(error));
 }
 
-// Takes what a kernel has recorded: whether there is anything, and what.
-bool take(TargetError& record, int64_t& row, int64_t& index) {
-  row = __atomic_exchange_n(&record.row_plus_one, 0, __ATOMIC_ACQUIRE) - 1;
-  index = record.index;
-  return row >= 0;
+// Takes what kernels have recorded, if anything. They leave a record alone until it is taken.
+std::optional<TargetError> take(TargetError& record) {
+  if (__atomic_load_n(&record.row_plus_one, __ATOMIC_ACQUIRE) == 0) return std::nullopt;
+  const TargetError error = record;
+  if (__atomic_exchange_n(&record.row_plus_one, 0, __ATOMIC_ACQ_REL) == 0) return std::nullopt;
+  return error;
 }
 
-void raise_pending_target_error() {
-  int64_t row, index;
-  if (!take(target_errors().found, row, index)) return;
-  fail<std::out_of_range>("Target ", index, " is out of bounds: row ", row,
+void raise_found(const Device& device) {
+  const auto found = take(device.target_errors->found);
+  if (!found.has_value()) return;
+  fail<std::out_of_range>("Target ", found->index, " is out of bounds: row ",
+                          found->row_plus_one - 1,
                           " of the target of an earlier call, whose loss and gradient are NaN in "
                           "that row; torchce_cuda.check_targets(True) raises at the call itself");
 }
 
+// For torchce_cuda.check_targets: waits for all that any device still has to do. But nobody can
+// wait for a stream under capture; and before a first call nobody asks whether there is a device.
+void raise_found_on_all_devices() {
+  for (const int32_t index : devices_in_use()) {
+    const RelaxedCapture relaxed;
+    const DeviceGuard guard(index);
+    if (is_capturing(current_stream(index))) continue;
+    synchronise_device();
+    raise_found(device(index));
+  }
+}
+
+[[maybe_unused]] const bool is_asked = [] {
+  raise_found_targets = raise_found_on_all_devices;
+  return true;
+}();
+
 // One call of an operator: its device, its stream.
 struct Call {
   explicit Call(const Tensor& logits)
-      : index(logits.get_device_index()), guard(index), stream(current_stream(index)) {
-    raise_pending_target_error();
+      : guard(logits.get_device_index()),
+        device(cuda::device(logits.get_device_index())),
+        stream(current_stream(logits.get_device_index())) {
+    raise_found(device);
   }
 
   // With check_targets(True): nothing is read or written before every target has been seen. A call
-  // under capture cannot wait, and is treated as any other.
-  void check_targets(const Problem& problem) const {
-    if (!check_targets_at_once || problem.target_kind == TargetKind::probabilities ||
-        is_capturing(stream)) {
+  // under capture cannot wait, and is treated as any other. The record is this call's own: other
+  // threads check their targets meanwhile.
+  void check_targets(const Arguments& arguments) const {
+    const Problem& problem = arguments.problem;
+    if (!check_targets_at_once || arguments.targets_seen ||
+        problem.target_kind == TargetKind::probabilities || is_capturing(stream)) {
       return;
     }
-    TargetError& record = target_errors().checked;
-    check_launch(launch_check_targets(problem, &record, stream));
-    synchronise(stream);
-    int64_t row, index;
-    if (!take(record, row, index)) return;
-    fail<std::out_of_range>("Target ", index, " is out of bounds: row ", row,
+    Tensor record = empty_beside(arguments.logits, sizeof(TargetError), ScalarType::Byte);
+    torch::stable::zero_(record);
+    auto* on_device = static_cast<TargetError*>(record.mutable_data_ptr());
+    check_launch(launch_check_targets(problem, on_device, stream));
+    TargetError bad;
+    copy_to_host(&bad, on_device, sizeof(TargetError), stream);
+    if (bad.row_plus_one == 0) return;
+    fail<std::out_of_range>("Target ", bad.index, " is out of bounds: row ", bad.row_plus_one - 1,
                             " of target, allowed are 0 to ", problem.cols - 1, " and ignore_index ",
                             problem.ignore_index);
   }
@@ -58,16 +83,17 @@ struct Call {
   // The first bad target of a problem whose kernels see parts of it, and number rows by the part.
   void record_bad_target(const Problem& problem) const {
     if (problem.target_kind == TargetKind::probabilities) return;
-    check_launch(launch_check_targets(problem, &target_errors().found, stream));
+    check_launch(launch_check_targets(problem, &device.target_errors->found, stream));
   }
 
-  int32_t index;
+  RelaxedCapture relaxed;
   DeviceGuard guard;
+  const Device& device;
   cudaStream_t stream;
 };
 
 LaunchPlan plan_for(const Problem& problem, Direction direction, const Call& call) {
-  const Device& device = cuda::device(call.index);
+  const Device& device = call.device;
   PlanQuery query;
   query.direction = direction;
   query.rows = problem.rows;
@@ -101,7 +127,8 @@ void run(const Arguments& arguments, const Problem& problem, const LaunchPlan& p
   Job job;
   job.problem = problem;
   job.plan = plan;
-  job.target_error = &target_errors().found;
+  TargetErrors& errors = *call.device.target_errors;
+  job.target_error = arguments.targets_seen ? &errors.seen : &errors.found;
   const std::optional<Tensor> partials = workspace(arguments.logits, partials_bytes(problem, plan));
   job.partials = data_of(partials);
   switch (plan.strategy) {
@@ -123,7 +150,7 @@ void run_rows(const Arguments& arguments, Direction direction, const Call& call)
   }
   const Tensor state = empty_beside(arguments.logits, arguments.state_size(), arguments.acc_dtype);
   Problem forward = problem;
-  forward.state = state_planes(state);
+  forward.state = arguments.state_planes(state);
   forward.grad = nullptr;
   run(arguments, forward, plan, call);
   Problem backward = problem;
@@ -164,19 +191,16 @@ std::tuple<Tensor, Tensor> Backend::forward(Arguments& arguments,
                                             const std::optional<Tensor>& normalizer) {
   const Call call(arguments.logits);
   Problem& problem = arguments.problem;
-  call.check_targets(problem);
+  call.check_targets(arguments);
   const Tensor state = empty_beside(arguments.logits, arguments.state_size(), arguments.acc_dtype);
   const Tensor row_loss = arguments.empty_row_loss();
-  problem.state = state_planes(state);
+  problem.state = arguments.state_planes(state);
   problem.row_loss = row_loss.mutable_data_ptr();
   run_rows(arguments, Direction::forward, call);
+  if (arguments.reduction == Reduction::none) return {row_loss, state};
 
   Summary summary = divisor_of(arguments, normalizer);
-  summary.divisor_out = state.mutable_data_ptr();
-  if (arguments.reduction == Reduction::none) {
-    summarise(arguments, summary, call);
-    return {row_loss, state};
-  }
+  if (arguments.has_divisor()) summary.divisor_out = state.mutable_data_ptr();
   const Tensor loss = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
   summary.row_loss = problem.row_loss;
   summary.loss = loss.mutable_data_ptr();
@@ -192,15 +216,18 @@ void Backend::backward(Arguments& arguments) {
 Tensor Backend::forward_backward(Arguments& arguments, const std::optional<Tensor>& normalizer) {
   const Call call(arguments.logits);
   Problem& problem = arguments.problem;
-  call.check_targets(problem);
-  const Tensor divisor = empty_beside(arguments.logits, 1, arguments.acc_dtype);
+  call.check_targets(arguments);
   Summary summary = divisor_of(arguments, normalizer);
-  summary.divisor_out = divisor.mutable_data_ptr();
-  summarise(arguments, summary, call);
+  std::optional<Tensor> divisor;  // the gradient needs it before there is a loss
+  if (arguments.has_divisor()) {
+    divisor = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
+    summary.divisor_out = data_of(divisor);
+    summarise(arguments, summary, call);
+    problem.divisor = data_of(divisor);
+  }
 
   const Tensor row_loss = arguments.empty_row_loss();
   problem.row_loss = row_loss.mutable_data_ptr();
-  problem.divisor = divisor.const_data_ptr();
   run_rows(arguments, Direction::forward_backward, call);
 
   const Tensor loss = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
@@ -212,7 +239,7 @@ Tensor Backend::forward_backward(Arguments& arguments, const std::optional<Tenso
 
 Tensor Backend::divisor(Arguments& arguments, const std::optional<Tensor>& normalizer) {
   const Call call(arguments.logits);
-  call.check_targets(arguments.problem);
+  call.check_targets(arguments);
   call.record_bad_target(arguments.problem);
   const Tensor divisor = empty_scalar_beside(arguments.logits, arguments.acc_dtype);
   Summary summary = divisor_of(arguments, normalizer);

@@ -17,8 +17,9 @@ struct Grid {
   size_t shared_bytes = 0;
 };
 
-template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), Grid grid, cudaStream_t stream, A&&... arguments) {
+// Calls fn with what the runtime wants to know of a launch.
+template <class... P, class Fn>
+cudaError_t configure(void (*kernel)(P...), Grid grid, cudaStream_t stream, const Fn& fn) {
   constexpr size_t kWithoutAsking = 48 << 10;
   if (grid.shared_bytes > kWithoutAsking) {
     const cudaError_t error = cudaFuncSetAttribute(
@@ -36,7 +37,14 @@ cudaError_t launch(void (*kernel)(P...), Grid grid, cudaStream_t stream, A&&... 
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   config.attrs = &cluster;
   config.numAttrs = grid.cluster > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+  return fn(config);
+}
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), Grid grid, cudaStream_t stream, A&&... arguments) {
+  return configure(kernel, grid, stream, [&](const cudaLaunchConfig_t& config) {
+    return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+  });
 }
 
 __device__ __forceinline__ unsigned char* dynamic_shared() {

@@ -24,7 +24,10 @@ struct Job {
   TargetError* target_error = nullptr;
 };
 
+// Of the current device: what the kernels were compiled for, and whether it can schedule clusters
+// of so many blocks, whatever shared memory up to so much each of them asks for.
 int compiled_architecture();
+bool schedules_clusters(int blocks, int64_t shared_bytes);
 
 int64_t partials_bytes(const Problem& problem, const LaunchPlan& plan);
 
@@ -46,7 +49,8 @@ struct Summary {
   void* partials = nullptr;          // summary_partials_bytes(rows)
 };
 
-// Looks at every target, and at nothing else; records the first that is bad.
+// Looks at every target, and at nothing else; where the record is empty, records the first that is
+// bad.
 cudaError_t launch_check_targets(const Problem& problem, TargetError* record, cudaStream_t stream);
 
 int64_t summary_partials_bytes(int64_t rows);

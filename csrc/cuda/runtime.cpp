@@ -3,11 +3,11 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <algorithm>
+#include <array>
 #include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 // In the CUDA builds of torch alone; without one of them no CUDA tensor ever comes here.
 extern "C" __attribute__((weak)) AOTITorchError
@@ -28,23 +28,60 @@ int32_t attribute(cudaDeviceAttr name, int32_t index) {
   return value;
 }
 
+TargetErrors* make_target_errors() {
+  void* memory = nullptr;
+  check(cudaHostAlloc(&memory, sizeof(TargetErrors), cudaHostAllocPortable | cudaHostAllocMapped),
+        "pinned memory");
+  return new (memory) TargetErrors;
+}
+
+// The largest that choose_plan makes, and the first architecture that has them.
+constexpr int kLargestCluster = 8;
+constexpr int32_t kClusterArchitecture = 90;
+
+// Of the current device.
+Device describe(int32_t index) {
+  Device device;
+  device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
+  device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  device.architecture = std::min(attribute(cudaDevAttrComputeCapabilityMajor, index) * 10 +
+                                     attribute(cudaDevAttrComputeCapabilityMinor, index),
+                                 compiled_architecture());
+  if (device.architecture >= kClusterArchitecture &&
+      !schedules_clusters(kLargestCluster, device.shared_bytes)) {
+    device.architecture = kClusterArchitecture - 1;
+  }
+  device.target_errors = make_target_errors();
+  return device;
+}
+
+constexpr int32_t kMostDevices = 64;  // of a machine, as in PyTorch
+std::mutex devices_mutex;
+std::array<Device, kMostDevices> devices;
+
 }  // namespace
 
 const Device& device(int32_t index) {
-  static std::mutex mutex;
-  static std::vector<Device> devices(64);
-  const std::lock_guard lock(mutex);
+  const std::lock_guard lock(devices_mutex);
   Device& device = devices.at(static_cast<size_t>(index));
-  if (device.architecture == 0) {
-    device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
-    device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
-    const DeviceGuard guard(index);
-    device.architecture = std::min(attribute(cudaDevAttrComputeCapabilityMajor, index) * 10 +
-                                       attribute(cudaDevAttrComputeCapabilityMinor, index),
-                                   compiled_architecture());
-  }
+  if (device.target_errors == nullptr) device = describe(index);
   return device;
 }
+
+std::vector<int32_t> devices_in_use() {
+  const std::lock_guard lock(devices_mutex);
+  std::vector<int32_t> in_use;
+  for (int32_t index = 0; index < kMostDevices; ++index) {
+    if (devices[static_cast<size_t>(index)].target_errors != nullptr) in_use.push_back(index);
+  }
+  return in_use;
+}
+
+RelaxedCapture::RelaxedCapture() : before_(cudaStreamCaptureModeRelaxed) {
+  check(cudaThreadExchangeStreamCaptureMode(&before_), "capture mode");
+}
+
+RelaxedCapture::~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&before_); }
 
 DeviceGuard::DeviceGuard(int32_t index) {
   DeviceGuardHandle handle = nullptr;
@@ -68,30 +105,23 @@ cudaStream_t current_stream(int32_t index) {
   return static_cast<cudaStream_t>(stream);
 }
 
-TargetErrors& target_errors() {
-  static TargetErrors* const records = [] {
-    // The first call may be under capture, where allocations are refused unless the mode is
-    // relaxed.
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    check(cudaThreadExchangeStreamCaptureMode(&mode), "capture mode");
-    void* memory = nullptr;
-    const cudaError_t error =
-        cudaHostAlloc(&memory, sizeof(TargetErrors), cudaHostAllocPortable | cudaHostAllocMapped);
-    check(cudaThreadExchangeStreamCaptureMode(&mode), "capture mode");
-    check(error, "pinned memory");
-    return new (memory) TargetErrors;
-  }();
-  return *records;
-}
-
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &status), "capture status");
   return status != cudaStreamCaptureStatusNone;
 }
 
-void synchronise(cudaStream_t stream) { check(cudaStreamSynchronize(stream), "synchronisation"); }
+void copy_to_host(void* to, const void* from, int64_t bytes, cudaStream_t stream) {
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream),
+        "copy to the host");
+  check(cudaStreamSynchronize(stream), "synchronisation");
+}
 
-const char* error_text(cudaError_t error) { return cudaGetErrorString(error); }
+void synchronise_device() { check(cudaDeviceSynchronize(), "synchronisation"); }
+
+const char* error_text(cudaError_t error) {
+  cudaGetLastError();  // told now; PyTorch would find it after its next launch, and blame that
+  return cudaGetErrorString(error);
+}
 
 }  // namespace torchce::cuda

@@ -1,5 +1,4 @@
-// What surrounds the rows: the targets' check, the loss's sum, the mean's divisor; and the scaling
-// of a gradient that was computed before its upstream factor was known.
+// What surrounds the rows: the targets' check, the loss's sum and the mean's divisor.
 //
 // Moves   rows * (4 + index bytes) in: nothing beside the logits.
 // Bound   latency: one launch up to kBlockRows rows, two beyond.
@@ -96,24 +95,6 @@ __global__ void __launch_bounds__(kThreads)
   if (block.leads() && rest > 0) report(problem, problem.rows - rest, record);
 }
 
-constexpr int kScalePerThread = 8;
-
-template <class T>
-__global__ void __launch_bounds__(256)
-    scale_kernel(T* values, int64_t count, const acc_t<T>* factor) {
-  const acc_t<T> by = *factor;
-  if (by == acc_t<T>(1)) return;
-  const int64_t begin = int64_t{blockIdx.x} * blockDim.x * kScalePerThread + threadIdx.x;
-#pragma unroll
-  for (int k = 0; k < kScalePerThread; ++k) {
-    const int64_t i = begin + k * int64_t{blockDim.x};
-    if (i >= count) return;
-    const acc_t<T> value = to_acc(values[i]);
-    // an ignored row stays 0 whatever comes from above
-    if (value != acc_t<T>(0)) values[i] = from_acc<T>(value * by);
-  }
-}
-
 }  // namespace
 
 int64_t summary_partials_bytes(int64_t rows) {
@@ -129,18 +110,6 @@ cudaError_t launch_summary(const Problem& problem, const Summary& summary, cudaS
 cudaError_t launch_check_targets(const Problem& problem, TargetError* record, cudaStream_t stream) {
   return launch(check_targets_kernel, Grid{1, kThreads, 1, kExchangeBytes}, stream, problem,
                 record);
-}
-
-cudaError_t launch_scale(void* values, DType dtype, int64_t count, const void* factor,
-                         cudaStream_t stream) {
-  if (count == 0) return cudaSuccess;
-  return visit_storage(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const int64_t per_block = 256 * kScalePerThread;
-    const unsigned blocks = static_cast<unsigned>((count + per_block - 1) / per_block);
-    return launch(scale_kernel<T>, Grid{blocks, 256}, stream, static_cast<T*>(values), count,
-                  static_cast<const acc_t<T>*>(factor));
-  });
 }
 
 }  // namespace torchce::cuda

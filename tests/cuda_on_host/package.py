@@ -16,7 +16,7 @@ from .build import CACHE, HERE, ROOT, build_host_library
 CUDA = ROOT / "csrc" / "cuda"
 SOURCES = [ROOT / "csrc" / "ops.cpp", CUDA / "backend.cpp", CUDA / "plan.cpp"]
 SOURCES += [CUDA / "resident.cu", CUDA / "streaming.cu", CUDA / "backward.cu", CUDA / "summary.cu"]
-SOURCES += [CUDA / "elements.cu", HERE / "ops_on_host.cpp"]
+SOURCES += [CUDA / "scale.cu", CUDA / "elements.cu", HERE / "ops_on_host.cpp"]
 
 
 def build_library(kind: str = "plain", sources: Sequence[Path] = SOURCES) -> Path:
