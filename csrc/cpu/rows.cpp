@@ -273,17 +273,23 @@ class Rows {
   // From the sums of a row's tiles to its loss and state.
   void finish(int64_t row, const TileSums<Acc>* sums) const {
     if (is_ignored(problem_, row)) return write_row<Acc>(problem_, row, {});
-    Total total = sums[0].row.template as<double>();
-    for (int64_t tile = 1; tile < tiles_; ++tile) {
-      total = merge(total, sums[tile].row.template as<double>());
-    }
-    const RowSums<Acc> all = total.template as<Acc>();
     const int64_t target = this->target(row);
-    const RowNorm<Acc> norm =
-        normalise_row(all, target, target == kNoTarget ? Acc(0) : logit(row, target));
+    const Acc target_logit = target == kNoTarget ? Acc(0) : logit(row, target);
+    RowSums<Acc> all;
+    RowNorm<Acc> norm;
+    multiversion([&] {  // scalar, but without an instruction for it each fma is a call
+      Total total = sums[0].row.template as<double>();
+      for (int64_t tile = 1; tile < tiles_; ++tile) {
+        total = merge(total, sums[tile].row.template as<double>());
+      }
+      all = total.template as<Acc>();
+      norm = normalise_row(all, target, target_logit);
+    });
     const SpreadTerms<Acc> focal =
         problem_.has_focal_spread() ? focal_spread_of(row, target, sums, norm) : SpreadTerms<Acc>{};
-    write_row(problem_, row, finish_row(problem_, smoothing_, target, all, norm, focal));
+    multiversion([&] {
+      write_row(problem_, row, finish_row(problem_, smoothing_, target, all, norm, focal));
+    });
   }
 
   void backward_tile(int64_t row, int64_t index) const {
