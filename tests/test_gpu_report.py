@@ -215,7 +215,7 @@ def test_the_smoke_test_takes_every_way_through_the_kernels(few):
             shape.cols,
             dtype.itemsize,
             classes_are_neighbours=len(shape.size) == 2,
-            focal_spread=spread,
+            second_look=spread,
         )
         strategy = plan["text"].split()[0]
         reached.add((strategy, min(plan["lanes"], block), plan["cluster"], plan["split"]))
