@@ -14,7 +14,7 @@ namespace torchce::cuda {
 namespace {
 
 template <class T, Terms terms>
-__global__ void __launch_bounds__(256, kBlocks<T, 3>)
+__global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain ? 3 : 2>)
     backward_kernel(const __grid_constant__ Work<acc_t<T>> work) {
   using Acc = acc_t<T>;
   const int size = work.lanes;
