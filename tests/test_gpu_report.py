@@ -202,7 +202,7 @@ def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
 
 @pytest.mark.parametrize("few", [False, True])
 def test_the_smoke_test_takes_every_way_through_the_kernels(few):
-    block = 128  # or more threads
+    block = 96  # or more threads
     shapes = [smoke.few(shape) if few else shape for shape in smoke.SHAPES]
     dtypes = smoke.FEW_DTYPES if few else smoke.TOLERANCE
     reached = set()
