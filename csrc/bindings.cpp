@@ -34,7 +34,7 @@ py::dict finish_index_row(Acc others_max, Acc others_sum, Acc target_logit, Acc 
 
 // What the CUDA backend would launch; no GPU is needed to ask.
 py::dict launch_plan(const std::string& direction, int64_t rows, int64_t cols, int element_bytes,
-                     bool classes_are_neighbours, bool focal_spread, int architecture,
+                     bool classes_are_neighbours, bool second_look, int architecture,
                      int multiprocessors, int64_t shared_bytes) {
   cuda::PlanQuery query;
   query.direction = direction == "forward"    ? cuda::Direction::forward
@@ -44,7 +44,7 @@ py::dict launch_plan(const std::string& direction, int64_t rows, int64_t cols, i
   query.cols = cols;
   query.element_bytes = element_bytes;
   query.classes_are_neighbours = classes_are_neighbours;
-  query.focal_spread = focal_spread;
+  query.second_look = second_look;
   query.architecture = architecture;
   query.multiprocessors = multiprocessors;
   query.shared_bytes = shared_bytes;
@@ -80,7 +80,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("launch_plan", &launch_plan, py::arg("direction"), py::arg("rows"), py::arg("cols"),
         py::arg("element_bytes"), py::kw_only(), py::arg("classes_are_neighbours") = true,
-        py::arg("focal_spread") = false, py::arg("architecture") = 90,
+        py::arg("second_look") = false, py::arg("architecture") = 90,
         py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448);
   m.def("finish_index_row_f32", &finish_index_row<float>);
   m.def("finish_index_row_f64", &finish_index_row<double>);

@@ -72,6 +72,10 @@ struct Problem {
     return target_kind == TargetKind::probabilities || options.label_smoothing > 0;
   }
   CE_HD bool has_focal_spread() const { return has_spread() && options.gamma > 0; }
+  // Where the series of a focal spread ends with p^2 its sums need no normaliser.
+  CE_HD bool has_quadratic_spread() const {
+    return has_focal_spread() && FocalSeries<double>(options.gamma).degree == 2;
+  }
 };
 
 constexpr int kStatePlanes =

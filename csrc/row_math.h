@@ -26,8 +26,8 @@ struct RowOptions {
 // z of one logit.
 template <class Acc>
 CE_HD Acc transform_logit(Acc x, Acc scale, Acc softcap) {
-  const Acc z = x * scale;
-  return softcap > Acc(0) ? softcap * tanh_any(z / softcap) : z;
+  const Acc z = rounded_product(x, scale);
+  return softcap > Acc(0) ? rounded_product(softcap, tanh_any(z / softcap)) : z;
 }
 
 // dz/dx without `scale`, given z.
@@ -198,37 +198,92 @@ struct FocalSeries {
   CE_HD Acc slope(Acc p, Acc r) const {
     Acc powers = c[kDegree], times_k = Acc(kDegree) * c[kDegree];
     for (int k = kDegree - 1; k >= 1; --k) {
-      powers = c[k] + p * powers;
-      times_k = Acc(k) * c[k] + p * times_k;
+      powers = mul_add(p, powers, c[k]);
+      times_k = mul_add(p, times_k, Acc(k) * c[k]);
     }
-    return Acc(1) + p * (powers - r * times_k);
+    return mul_add(p, mul_add(-r, times_k, powers), Acc(1));
   }
 };
 
 // What a pass over logits leaves behind for the series, beside its RowSums, with e_j = exp(z_j -
 // max): power[k - 1] = sum q_j e_j^k  and  times_gap[k - 1] = sum q_j e_j^k (max - z_j). Classes at
 // the maximum are not in them, nor in spread_weight, but in `top` = sum q_j.
-template <class Acc>
+template <class Acc, int kDegree = kFocalDegree>
 struct FocalSums {
-  Acc power[kFocalDegree] = {}, times_gap[kFocalDegree] = {}, top = 0;
+  Acc power[kDegree] = {}, times_gap[kDegree] = {}, top = 0;
 };
+
+template <class Acc, int kDegree = kFocalDegree>
+struct SeriesSums {
+  RowSums<Acc> row;
+  FocalSums<Acc, kDegree> focal;
+};
+
+// The same sums about a maximum that is no lower. Classes at the old one are no longer the
+// likeliest, and join the series.
+template <class Acc, int kDegree>
+CE_HD SeriesSums<Acc, kDegree> rebase(const SeriesSums<Acc, kDegree>& sums, Acc max) {
+  const bool moves = sums.row.max < max;
+  const Acc gap = moves ? max - sums.row.max : Acc(0);
+  const Acc exponent = clamp_exponent(-gap);  // products with an infinite gap would be NaN
+  const Acc e = exp_nonpos(exponent);
+  const Acc joins = moves ? sums.focal.top : Acc(0);
+  SeriesSums<Acc, kDegree> out;
+  out.row.max = max;
+  out.row.sum = sums.row.sum * e;
+  out.row.spread_weight = sums.row.spread_weight + joins;
+  out.row.spread_gap = out.row.spread_weight == Acc(0)
+                           ? sums.row.spread_gap
+                           : std::fma(out.row.spread_weight, gap, sums.row.spread_gap);
+  out.focal.top = moves ? Acc(0) : sums.focal.top;
+  Acc factor = 1;
+  for (int k = 0; k < kDegree; ++k) {
+    factor *= e;
+    const Acc power = sums.focal.power[k] + joins;
+    out.focal.power[k] = factor * power;
+    out.focal.times_gap[k] = factor * std::fma(power, -exponent, sums.focal.times_gap[k]);
+  }
+  return out;
+}
+
+// Of sums about the same maximum.
+template <class Acc, int kDegree>
+CE_HD SeriesSums<Acc, kDegree> add_sums(SeriesSums<Acc, kDegree> a,
+                                        const SeriesSums<Acc, kDegree>& b) {
+  a.row.sum += b.row.sum;
+  a.row.spread_weight += b.row.spread_weight;
+  a.row.spread_gap += b.row.spread_gap;
+  a.focal.top += b.focal.top;
+  for (int k = 0; k < kDegree; ++k) {
+    a.focal.power[k] += b.focal.power[k];
+    a.focal.times_gap[k] += b.focal.times_gap[k];
+  }
+  return a;
+}
+
+template <class Acc, int kDegree>
+CE_HD SeriesSums<Acc, kDegree> merge(const SeriesSums<Acc, kDegree>& a,
+                                     const SeriesSums<Acc, kDegree>& b) {
+  const Acc max = a.row.max < b.row.max ? b.row.max : a.row.max;
+  return add_sums(rebase(a, max), rebase(b, max));
+}
 
 // The spread part of such a pass, where r (finite) is that of its likeliest classes and p =
 // exp(-r).
-template <class Acc>
-CE_HD SpreadTerms<Acc> focal_spread(const RowSums<Acc>& sums, const FocalSums<Acc>& focal, Acc p,
-                                    Acc r, const FocalSeries<Acc>& series) {
+template <class Acc, int kDegree>
+CE_HD SpreadTerms<Acc> focal_spread(const RowSums<Acc>& sums, const FocalSums<Acc, kDegree>& focal,
+                                    Acc p, Acc r, const FocalSeries<Acc>& series) {
   const FocalTerms<Acc> top = series.exact(p, r);
   SpreadTerms<Acc> out{std::fma(sums.spread_weight, r, sums.spread_gap), sums.spread_weight};
-  out.loss += focal.top * top.loss;
-  out.slope += focal.top * top.slope;
+  out.loss = std::fma(focal.top, top.loss, out.loss);
+  out.slope = std::fma(focal.top, top.slope, out.slope);
   Acc factor = 1;
-  for (int k = 1; k <= series.degree; ++k) {
+  for (int k = 1; k <= kDegree && k <= series.degree; ++k) {
     factor *= p;
     const Acc power = factor * focal.power[k - 1];
     const Acc times_r = factor * std::fma(r, focal.power[k - 1], focal.times_gap[k - 1]);
-    out.loss += series.c[k] * times_r;
-    out.slope += series.c[k] * (power - Acc(k) * times_r);
+    out.loss = std::fma(series.c[k], times_r, out.loss);
+    out.slope = std::fma(series.c[k], std::fma(-Acc(k), times_r, power), out.slope);
   }
   return out;
 }

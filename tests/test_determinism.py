@@ -16,6 +16,7 @@ OPTION_SETS = {
     "focal": {"gamma": 2.0},
     "smoothing": {"label_smoothing": 0.1},
     "focal+smoothing": {"gamma": 0.5, "label_smoothing": 0.1, "logit_softcap": 20.0},
+    "series": {"gamma": 2.0, "label_smoothing": 0.1},
 }
 
 
@@ -89,6 +90,16 @@ def test_a_row_alone_and_among_others(
             loss, grad = loss_and_gradient(shifted, target[row], **options)
             assert_same_bits(loss, losses[row])
             assert_same_bits(grad, grads[row])
+
+
+@pytest.mark.parametrize("options", OPTION_SETS.values(), ids=OPTION_SETS)
+def test_few_long_rows_and_many(options: dict, device: torch.device) -> None:
+    """Few are shared out in parts: on a CPU over threads, on a GPU over blocks."""
+    logits = 3 * torch.randn(300, 16391, device=device)
+    target = torch.randint(16391, (300,), device=device)
+    many = ce.cross_entropy(logits, target, reduction="none", z_loss=1e-3, **options)
+    few = ce.cross_entropy(logits[7:9], target[7:9], reduction="none", z_loss=1e-3, **options)
+    assert_same_bits(few, many[7:9])
 
 
 @pytest.mark.parametrize("num_classes", [10, 1000, 50257])

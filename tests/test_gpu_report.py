@@ -245,7 +245,7 @@ def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
 
 @pytest.mark.parametrize("few", [False, True])
 def test_the_smoke_test_takes_every_way_through_the_kernels(few):
-    block = 128  # or more threads
+    block = 96  # or more threads
     shapes = [smoke.few(shape) if few else shape for shape in smoke.SHAPES]
     chosen = smoke.FEW if few else smoke.EVERYTHING
     dtypes = set(chosen)
@@ -262,7 +262,7 @@ def test_the_smoke_test_takes_every_way_through_the_kernels(few):
             shape.cols,
             dtype.itemsize,
             classes_are_neighbours=len(shape.size) == 2,
-            focal_spread=spread,
+            second_look=spread,
         )
         strategy = plan["text"].split()[0]
         reached.add((strategy, min(plan["lanes"], block), plan["cluster"], plan["split"]))

@@ -33,8 +33,8 @@ def queries():
         for pieces in LENGTHS:
             for cols in {pieces * PACKET_BYTES // element_bytes, pieces * 3 + 1}:
                 for rows in (1, 7, 8192):
-                    for neighbours, focal in product((True, False), (True, False)):
-                        query = {"classes_are_neighbours": neighbours, "focal_spread": focal}
+                    for neighbours, second_look in product((True, False), (True, False)):
+                        query = {"classes_are_neighbours": neighbours, "second_look": second_look}
                         query["architecture"] = architecture
                         yield direction, rows, cols, element_bytes, query
 
@@ -43,8 +43,11 @@ def test_every_plan_can_be_launched() -> None:
     for direction, rows, cols, element_bytes, query in queries():
         chosen = plan(direction, rows, cols, element_bytes, **query)
         where = f"{direction} {rows} x {cols}, {element_bytes} bytes, {query}: {chosen['text']}"
-        assert chosen["lanes"] in (1, 4, 32, chosen["threads"]), where
-        assert chosen["threads"] % 32 == 0 and 128 <= chosen["threads"] <= 256, where
+        if direction == "backward":
+            assert chosen["lanes"] in (1, 4, 32, 64, 128, 256), where
+        else:
+            assert chosen["lanes"] in (1, 4, 32, chosen["threads"]), where
+        assert chosen["threads"] % 32 == 0 and 96 <= chosen["threads"] <= 256, where
         assert chosen["shared_bytes"] <= DEVICES[query["architecture"]][1], where
         assert chosen["cluster"] in (1, 2, 4, 8), where
         assert chosen["cluster"] == 1 or query["architecture"] >= 90, where
@@ -89,12 +92,21 @@ def test_sums_do_not_depend_on_the_number_of_rows() -> None:
         ("forward", 256, 2, {}, "resident lanes=4"),
         ("forward", 257, 2, {}, "resident lanes=32"),
         ("forward", 2048, 2, {}, "resident lanes=32"),
-        ("forward", 2049, 2, {}, "streaming lanes=256"),
+        ("forward", 2049, 2, {}, "resident lanes=96 threads=96 cluster=1 slots=3"),
+        ("forward", 4096, 2, {}, "resident lanes=128 threads=128 cluster=1"),
+        ("forward", 4097, 2, {}, "resident lanes=96 threads=96 cluster=1 slots=6"),
+        ("forward", 32000, 2, {}, "resident lanes=256 threads=256 cluster=1"),
+        ("forward", 32768, 2, {}, "resident lanes=256 threads=256 cluster=1"),
+        ("forward", 32769, 2, {}, "streaming lanes=256"),
+        ("forward", 32000, 2, {"architecture": 75}, "streaming lanes=128"),
+        ("forward", 128256, 2, {"architecture": 89}, "streaming lanes=128"),
+        ("forward", 128256, 2, {"architecture": 80}, "streaming lanes=256"),
         ("forward", 128256, 2, {}, "streaming lanes=256"),
-        ("forward", 128256, 2, {"focal_spread": True}, "resident lanes=256 threads=256 cluster=4"),
-        ("forward_backward", 2049, 2, {}, "resident lanes=128 threads=128 cluster=1"),
+        ("forward", 128256, 2, {"second_look": True}, "resident lanes=256 threads=256 cluster=4"),
+        ("forward_backward", 2049, 2, {}, "resident lanes=96 threads=96 cluster=1"),
+        ("forward_backward", 50257, 2, {}, "resident lanes=224 threads=224 cluster=2"),
         ("forward_backward", 32768, 2, {}, "resident lanes=256 threads=256 cluster=1"),
-        ("forward_backward", 32769, 2, {}, "resident lanes=256 threads=256 cluster=2"),
+        ("forward_backward", 32769, 2, {}, "resident lanes=160 threads=160 cluster=2"),
         ("forward_backward", 128256, 2, {}, "resident lanes=256 threads=256 cluster=4"),
         ("forward_backward", 262144, 2, {}, "resident lanes=256 threads=256 cluster=8"),
         ("forward_backward", 131072, 4, {}, "resident lanes=256 threads=256 cluster=8"),
@@ -102,10 +114,13 @@ def test_sums_do_not_depend_on_the_number_of_rows() -> None:
         ("forward_backward", 400_000, 4, {}, "resident lanes=256 threads=256 cluster=8"),
         ("forward_backward", 2_000_000, 2, {}, "streaming lanes=256"),
         ("forward_backward", 150 * 512, 2, {"architecture": 80}, "resident lanes=256"),
-        ("forward_backward", 54 * 512, 2, {"architecture": 75}, "resident lanes=256"),
+        ("forward_backward", 54 * 512, 2, {"architecture": 75}, "resident lanes=224"),
         ("forward_backward", 128256, 2, {"architecture": 80}, "streaming lanes=256"),
         ("forward_backward", 21, 4, {"classes_are_neighbours": False}, "streaming lanes=1"),
         ("backward", 10, 4, {}, "backward lanes=4"),
+        ("backward", 2048, 2, {}, "backward lanes=32"),
+        ("backward", 4096, 2, {}, "backward lanes=64"),
+        ("backward", 4097, 2, {}, "backward lanes=128"),
         ("backward", 128256, 2, {}, "backward lanes=256"),
         ("backward", 21, 4, {"classes_are_neighbours": False}, "backward lanes=1"),
     ],
@@ -120,7 +135,8 @@ def test_few_rows_are_split() -> None:
     assert plan("forward", 8, 128256)["split"]
     assert plan("forward", 8, 128256)["blocks"] == 8 * plan("forward", 8, 128256)["segments"]
     assert not plan("forward", 8192, 128256)["split"]
-    assert not plan("forward", 8, 128256, focal_spread=True)["split"]
+    assert not plan("forward", 8, 128256, second_look=True)["split"]
+    assert not plan("forward", 8, 2_000_000, second_look=True)["split"]
     assert plan("forward_backward", 8, 3_000_000)["split"]
     assert plan("forward_backward", 8, 128256, architecture=80)["split"]
     assert not plan("forward_backward", 8192, 128256, architecture=80)["split"]

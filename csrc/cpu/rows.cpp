@@ -229,9 +229,13 @@ class Rows {
     for (int64_t index = 0; index < tiles_; ++index) {
       const Acc r = -clamp_exponent(sums[index].row.max - norm.max - norm.log_sum);
       const Acc p = exp_nonpos(-r);
-      const SpreadTerms<Acc> terms =
-          series_.serves(p, r) ? focal_spread(sums[index].row, sums[index].focal, p, r, series_)
-                               : look_again(row, target, index, norm);
+      SpreadTerms<Acc> terms;
+      if (series_.serves(p, r)) {
+        multiversion(
+            [&] { terms = focal_spread(sums[index].row, sums[index].focal, p, r, series_); });
+      } else {
+        terms = look_again(row, target, index, norm);
+      }
       total.loss += terms.loss;
       total.slope += terms.slope;
     }

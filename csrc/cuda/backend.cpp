@@ -100,7 +100,7 @@ LaunchPlan plan_for(const Problem& problem, Direction direction, const Call& cal
   query.cols = problem.cols;
   query.element_bytes = static_cast<int32_t>(element_bytes(problem.logits.dtype));
   query.classes_are_neighbours = !problem.logits.layout.positions_are_neighbours();
-  query.focal_spread = problem.has_focal_spread();
+  query.second_look = problem.has_focal_spread() && !problem.has_quadratic_spread();
   query.architecture = device.architecture;
   query.multiprocessors = device.multiprocessors;
   query.shared_bytes = device.shared_bytes;

@@ -5,6 +5,8 @@
 // Why     all sums are in the state, so threads need nothing of each other: any of them takes any
 //         packet, with the next 8 of its own under way. The gradient may be the logits' memory,
 //         since a packet is read and written by the same thread.
+// Counted in the machine code for sm_90, bfloat16: 10.5 instructions a logit, of 27 that an H200
+//         can issue at 4.3 TB/s.
 #include "device.cuh"
 #include "row.cuh"
 
@@ -12,7 +14,7 @@ namespace torchce::cuda {
 namespace {
 
 template <class T, Terms terms>
-__global__ void __launch_bounds__(256, kBlocks<T, 3>)
+__global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain ? 3 : 2>)
     backward_kernel(const __grid_constant__ Work<acc_t<T>> work) {
   using Acc = acc_t<T>;
   const int size = work.lanes;
@@ -26,7 +28,7 @@ __global__ void __launch_bounds__(256, kBlocks<T, 3>)
   const Row<T, terms> row(work, index);
   const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, row.logits);
   const int packets = row.logits.packets(), end = next < packets ? next : packets;
-  const RowGradient<Acc> gradient(read_state<Acc>(work.problem, index),
+  const RowGradient<Acc> gradient(work, read_state<Acc>(work.problem, index),
                                   row_grad<Acc>(work.problem, index) * work.scale);
   if (row.target.ignored) {
     for (int packet = begin + rank; packet < end; packet += size) grad.store_zeros(packet);
@@ -34,7 +36,7 @@ __global__ void __launch_bounds__(256, kBlocks<T, 3>)
   }
   PacketQueue<T, 1> queue(row.logits, dynamic_shared(), begin + rank, end, size);
   for (int first = begin + rank; first < end; first += kBatch * size) {
-    row.write_gradient(grad, queue.next(), first, size, end, gradient);
+    row.write_gradient(grad, queue.next(), end, gradient);
   }
 }
 

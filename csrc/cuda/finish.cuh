@@ -6,19 +6,46 @@
 
 namespace torchce::cuda {
 
-template <class Acc>
-struct MergeSums {
-  __device__ __forceinline__ RowSums<Acc> operator()(const RowSums<Acc>& a,
-                                                     const RowSums<Acc>& b) const {
-    return merge(a, b);
+// The sums of a team's lanes: first their maximum, then one exponential for each lane, then sums.
+template <Terms terms, class Acc>
+struct TeamSums {
+  template <int kLanes>
+  __device__ __forceinline__ RowSums<Acc> operator()(RowSums<Acc> sums,
+                                                     const LaneGroup<kLanes>& lanes) const {
+    const Acc max = lanes.max(sums.max);
+    const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
+    sums.sum = lanes.sum(sums.sum * exp_nonpos(sums.max - reference));
+    if constexpr (terms == Terms::spread) {
+      sums.spread_gap = lanes.sum(rebase_gap(sums, reference));
+      sums.spread_weight = lanes.sum(sums.spread_weight);
+    }
+    sums.max = max;
+    return sums;
+  }
+
+  template <int kLanes, int kDegree>
+  __device__ __forceinline__ SeriesSums<Acc, kDegree> operator()(
+      SeriesSums<Acc, kDegree> sums, const LaneGroup<kLanes>& lanes) const {
+    sums = rebase(sums, lanes.max(sums.row.max));
+    sums.row.sum = lanes.sum(sums.row.sum);
+    sums.row.spread_weight = lanes.sum(sums.row.spread_weight);
+    sums.row.spread_gap = lanes.sum(sums.row.spread_gap);
+    sums.focal.top = lanes.sum(sums.focal.top);
+#pragma unroll
+    for (int k = 0; k < kDegree; ++k) {
+      sums.focal.power[k] = lanes.sum(sums.focal.power[k]);
+      sums.focal.times_gap[k] = lanes.sum(sums.focal.times_gap[k]);
+    }
+    return sums;
   }
 };
 
 template <class Acc>
-struct AddTerms {
-  __device__ __forceinline__ SpreadTerms<Acc> operator()(const SpreadTerms<Acc>& a,
-                                                         const SpreadTerms<Acc>& b) const {
-    return {a.loss + b.loss, a.slope + b.slope};
+struct TeamTerms {
+  template <int kLanes>
+  __device__ __forceinline__ SpreadTerms<Acc> operator()(const SpreadTerms<Acc>& terms,
+                                                         const LaneGroup<kLanes>& lanes) const {
+    return {lanes.sum(terms.loss), lanes.sum(terms.slope)};
   }
 };
 
@@ -45,26 +72,26 @@ __device__ __forceinline__ void write_ignored(const Work<acc_t<T>>& work, int64_
   }
 }
 
-// From a row's sums to its result and gradient. `source.pieces(body)` calls body(batch, first,
-// step) for every batch of this thread's pieces once more, `source.packets(body)` for its packets.
+// From a row's sums to its result and gradient. `source.pieces(body)` calls body(batch) for every
+// batch of this thread's pieces once more, `source.packets(body)` for its packets.
 template <bool gradient, class T, Terms terms, class Team, class Source>
 __device__ __forceinline__ void finish(const Work<acc_t<T>>& work, int64_t index,
                                        const Row<T, terms>& row, Team& team,
-                                       const RowSums<acc_t<T>>& sums, acc_t<T> target_logit,
-                                       const Source& source) {
+                                       const typename Row<T, terms>::Sums& all,
+                                       acc_t<T> target_logit, const Source& source) {
   using Acc = acc_t<T>;
+  const RowSums<Acc>& sums = row.row_sums(all);
   RowNorm<Acc> norm;
   if (team.leads()) norm = row.normalise(sums, target_logit);
   SpreadTerms<Acc> focal;
   if constexpr (terms == Terms::focal_spread) {
-    norm = team.from_leader(norm);
-    source.pieces([&](const Batch<T>& batch, int first, int step) {
-#pragma unroll 1
-      for (int k = 0; k < kBatch && first + k * step < row.logits.pieces(); ++k) {
-        row.add_focal(focal, batch[k], (first + k * step) * kPacket<T>, norm);
-      }
-    });
-    focal = team.reduce(focal, AddTerms<Acc>{});
+    if (work.by_series) {
+      if (team.leads()) focal = row.focal_terms_of(all, norm);
+    } else {
+      norm = team.from_leader(norm);
+      source.pieces([&](const auto& batch) { row.add_focal(focal, batch, norm); });
+      focal = team.reduce(focal, TeamTerms<Acc>{});
+    }
   }
   team.done_reducing();
   RowState<Acc> state;
@@ -74,11 +101,11 @@ __device__ __forceinline__ void finish(const Work<acc_t<T>>& work, int64_t index
     state = result.state;
   }
   if constexpr (gradient) {
-    const RowGradient<Acc> row_gradient(team.from_leader(state),
+    const RowGradient<Acc> row_gradient(work, team.from_leader(state),
                                         row_grad<Acc>(work.problem, index) * work.scale);
     const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, row.logits);
-    source.packets([&](const Batch<T>& batch, int first, int step) {
-      row.write_gradient(grad, batch, first, step, row.logits.packets(), row_gradient);
+    source.packets([&](const Batch<T, 1>& batch) {
+      row.write_gradient(grad, batch, row.logits.packets(), row_gradient);
     });
   }
   team.leave();

@@ -18,9 +18,12 @@ constexpr int kTeamSlots = 8;
 // A block keeps at most 64 KiB of a row if a cluster can take the rest: then three blocks share a
 // multiprocessor, and one loads while another stores.
 constexpr int64_t kBlockPackets = 4096;
-constexpr int kSmallestBlock = 128, kLargestBlock = 256, kBlockSlots = 16;
+// Its threads: as many as let whole batches come out, with up to 4 batches each.
+constexpr int kFewThreads = 128, kLargestBlock = 256, kBlockBatches = 4;
 constexpr int kLargestCluster = 8;  // what every device with clusters can schedule
-constexpr int kStreamingBlock = 256;
+// Of a block that walks along a row: half of them where otherwise it would have a multiprocessor's
+// shared memory to itself.
+constexpr int kStreamingBlock = 256, kSmallStreamingBlock = 128;
 // Sums are merged every 64 KiB of a row, or every 2 KiB where one thread has the row to itself.
 constexpr int64_t kSegmentPackets = 4096, kThreadSegmentPackets = 128;
 // A block of the backward pass: up to 32 KiB read and 32 KiB written.
@@ -41,6 +44,11 @@ int64_t row_packets(const PlanQuery& query) {
   return divide_up(query.cols + per_packet(query) - 1, per_packet(query));
 }
 
+// For a team that is a block or more.
+int32_t exchange_bytes(const PlanQuery& query) {
+  return query.element_bytes == 8 ? kExchangeBytes : kExchangeBytes / 2;
+}
+
 void share_block(LaunchPlan& plan, const PlanQuery& query, int lanes) {
   plan.lanes = lanes;
   plan.threads = kTeamBlock;
@@ -58,9 +66,9 @@ LaunchPlan backward_plan(const PlanQuery& query) {
     share_block(plan, query, 1);
     return plan;
   }
-  const int lanes = packets <= kFewLanes * kTeamSlots ? kFewLanes
-                    : packets <= kWarp * kTeamSlots   ? kWarp
-                                                      : kTeamBlock;
+  const int64_t pieces = row_pieces(query);
+  int lanes = pieces <= kFewLanes * kTeamSlots ? kFewLanes : kWarp;
+  while (lanes < kTeamBlock && lanes * kTeamSlots < pieces) lanes *= 2;
   const int64_t step = kBatch * lanes;
   plan.segment_packets = divide_up(std::min(packets, kBackwardPackets), step) * step;
   plan.segments = divide_up(packets, plan.segment_packets);
@@ -75,13 +83,17 @@ LaunchPlan streaming_plan(const PlanQuery& query) {
   const bool by_thread = !query.classes_are_neighbours;
   plan.segment_packets = by_thread ? kThreadSegmentPackets : kSegmentPackets;
   plan.segments = divide_up(row_pieces(query), plan.segment_packets);
-  // The row's sums are the same to the bit either way, so this may look at the number of rows.
-  const int64_t teams = by_thread ? divide_up(query.rows, kStreamingBlock) : query.rows;
-  plan.split = plan.segments > 1 && !query.focal_spread && teams < 2 * query.multiprocessors;
-  plan.lanes = by_thread ? 1 : kStreamingBlock;
   plan.threads = kStreamingBlock;
-  plan.blocks =
-      divide_up(query.rows * (plan.split ? plan.segments : 1), kStreamingBlock / plan.lanes);
+  if (!by_thread) {
+    plan.exchange_bytes = exchange_bytes(query);
+    plan.lanes = plan.threads;
+    if (2 * shared_bytes(plan) > query.shared_bytes) plan.threads = kSmallStreamingBlock;
+    plan.lanes = plan.threads;
+  }
+  // The row's sums are the same to the bit either way, so this may look at the number of rows.
+  const int64_t teams = by_thread ? divide_up(query.rows, plan.threads) : query.rows;
+  plan.split = plan.segments > 1 && !query.second_look && teams < 2 * query.multiprocessors;
+  plan.blocks = divide_up(query.rows * (plan.split ? plan.segments : 1), plan.threads / plan.lanes);
   return plan;
 }
 
@@ -97,9 +109,11 @@ LaunchPlan resident_plan(const PlanQuery& query, int64_t pieces) {
   const int largest = query.architecture >= 90 ? kLargestCluster : 1;
   while (plan.cluster < largest && plan.cluster * kBlockPackets < pieces) plan.cluster *= 2;
   const int64_t part = divide_up(pieces, plan.cluster);
-  plan.threads = kSmallestBlock;
-  while (plan.threads < kLargestBlock && plan.threads * kBlockSlots < part) plan.threads *= 2;
+  const int64_t batches = std::min<int64_t>(divide_up(part, kBatch * kFewThreads), kBlockBatches);
+  plan.threads = static_cast<int32_t>(
+      std::min<int64_t>(divide_up(part, kBatch * batches * kWarp) * kWarp, kLargestBlock));
   plan.lanes = plan.threads;
+  plan.exchange_bytes = exchange_bytes(query);
   plan.slots =
       static_cast<int32_t>(divide_up(row_packets(query), int64_t{plan.threads} * plan.cluster));
   plan.blocks = query.rows * plan.cluster;
@@ -108,22 +122,20 @@ LaunchPlan resident_plan(const PlanQuery& query, int64_t pieces) {
 
 }  // namespace
 
-int64_t exchange_bytes(const LaunchPlan& plan) {
-  return plan.strategy != Strategy::backward && plan.lanes > kWarp ? kExchangeBytes : 0;
-}
-
 int64_t shared_bytes(const LaunchPlan& plan) {
   const int group = plan.strategy == Strategy::backward ? 1 : std::min(plan.lanes, kWarp);
   const int64_t width = group == 1 ? 1 : group + 1;
-  return exchange_bytes(plan) + plan.slots * (plan.threads / group * width) * kPacketBytes;
+  return plan.exchange_bytes + plan.slots * (plan.threads / group * width) * kPacketBytes;
 }
 
 LaunchPlan choose_plan(const PlanQuery& query) {
   if (query.direction == Direction::backward) return backward_plan(query);
   const int64_t pieces = row_pieces(query);
-  // A plain forward pass looks at a long row once: keeping it would gain nothing.
-  const bool second_look = query.direction == Direction::forward_backward || query.focal_spread;
-  if (query.classes_are_neighbours && (second_look || pieces <= kWarp * kTeamSlots)) {
+  // A forward pass looks at a row once: to keep a long one would gain nothing. A short one has all
+  // of itself under way at once.
+  const bool keep = query.direction == Direction::forward_backward || query.second_look ||
+                    pieces <= kBlockPackets;
+  if (query.classes_are_neighbours && keep) {
     const LaunchPlan plan = resident_plan(query, pieces);
     if (shared_bytes(plan) <= query.shared_bytes) return plan;
   }

@@ -21,7 +21,7 @@ struct PlanQuery {
   int32_t element_bytes = 4;
   bool classes_are_neighbours =
       true;                   // class stride 1; else neighbouring threads take neighbouring rows
-  bool focal_spread = false;  // a second look at the row before its loss is known
+  bool second_look = false;   // at the row before its loss is known
   int32_t architecture = 90;  // compute capability: major * 10 + minor
   int32_t multiprocessors = 132;
   int64_t shared_bytes = 232448;  // that a block may ask for
@@ -29,7 +29,8 @@ struct PlanQuery {
 
 struct LaunchPlan {
   Strategy strategy = Strategy::streaming;
-  int32_t lanes = 1;            // neighbouring threads that share a row: 1, 4, 32, or all `threads`
+  // Neighbouring threads that share a row: 1, 4, 32, or all `threads`; backward also 64 and 128.
+  int32_t lanes = 1;
   int32_t threads = 256;        // of a block
   int32_t cluster = 1;          // blocks that share a row (sm_90 and later)
   int32_t slots = 0;            // packets of a row that a thread has in shared memory
@@ -38,12 +39,12 @@ struct LaunchPlan {
   // Rows are few: a block per segment, and a launch that merges; the gradient is a pass of its own.
   bool split = false;
   int64_t blocks = 0;
+  int32_t exchange_bytes = 0;  // shared memory of a block's reductions, in front of its packets
 };
 
 LaunchPlan choose_plan(const PlanQuery& query);
 // Dynamic shared memory of a block: what its reductions need, then packets. Groups of threads that
 // share a warp and a row have room for one packet more than they are threads.
-int64_t exchange_bytes(const LaunchPlan& plan);
 int64_t shared_bytes(const LaunchPlan& plan);
 std::string to_string(const LaunchPlan& plan);
 
@@ -52,7 +53,7 @@ constexpr int kPacketBytes = 16;
 // of sums) would be half of all instructions if it were done for each. Counted, not yet measured.
 constexpr int kBatch = 4;
 constexpr int kQueueBatches = 3;  // of a thread that walks: two under way; not yet measured
-// Shared memory of a block's reductions, in front of its packets.
-constexpr int kExchangeBytes = 4352;
+// What the reductions of double take, float's half as much.
+constexpr int kExchangeBytes = 3360;
 
 }  // namespace torchce::cuda

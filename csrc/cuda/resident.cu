@@ -4,9 +4,10 @@
 // Bound   device memory. 8192 x 128256 bf16, in and out 4.20 GB: 0.98 ms at 4.3 TB/s.
 // Why     all of a row is under way before any of it is used, at no cost in registers, and neither
 //         the gradient nor a focal spread needs a second read. From 64 KiB on the row is spread
-//         over a cluster of blocks, whose sums meet in distributed shared memory. One exponential a
-//         logit and look, and one a batch to rescale: for 2 bytes in and 2 out about 60 % of what
-//         the special-function units of an H200 give at 4.3 TB/s.
+//         over a cluster of blocks, whose sums meet in distributed shared memory. Threads are as
+//         many as let whole batches come out; the last one is masked, never a loop over packets.
+//         One exponential a logit and look, and one a batch to rescale: for 2 bytes in and 2 out
+//         about 60 % of what the special-function units of an H200 give at 4.3 TB/s.
 #include "finish.cuh"
 
 namespace torchce::cuda {
@@ -18,15 +19,18 @@ class ResidentRow {
  public:
   __device__ __forceinline__ ResidentRow(const RowView<T>& row, const Team& team,
                                          unsigned char* shared)
-      : row_(row), slots_(shared), rank_(team.rank()), size_(team.size()) {
-    // The first packet last: where it is cut off by the row's beginning it is copied element by
+      : row_(row), slots_(shared), rank_(team.rank()), size_(team.size()) {}
+
+  __device__ __forceinline__ void fetch() const {
+    // The first batch last: where the row's first packet is cut off it is copied element by
     // element, and the others should not wait for that.
     const int packets = row_.packets();
-    unsigned slot = 1;
-    for (int first = rank_ + size_; first < packets; first += kBatch * size_, slot += kBatch) {
+    unsigned slot = kBatch;
+    for (int first = rank_ + kBatch * size_; first < packets; first += kBatch * size_) {
       slots_.fetch_batch(row_, first, size_, packets, slot);
+      slot += kBatch;
     }
-    if (rank_ < packets) slots_.fetch(row_, rank_, 0);
+    if (rank_ < packets) slots_.fetch_batch(row_, rank_, size_, packets, 0);
     copy_commit();
   }
 
@@ -37,20 +41,20 @@ class ResidentRow {
 
   template <class Body>
   __device__ __forceinline__ void pieces(const Body& body) const {
-    look(body, row_.pieces(), row_.shift);
+    look<Team::kGroup>(body, row_.pieces(), row_.shift);
   }
 
   template <class Body>
   __device__ __forceinline__ void packets(const Body& body) const {
-    look(body, row_.packets(), 0);
+    look<1>(body, row_.packets(), 0);
   }
 
  private:
-  template <class Body>
+  template <int kAs, class Body>
   __device__ __forceinline__ void look(const Body& body, int end, int shift) const {
     unsigned slot = 0;
     for (int first = rank_; first < end; first += kBatch * size_, slot += kBatch) {
-      body(slots_.batch(slot, shift), first, size_);
+      body(slots_.template batch<kAs>(slot, shift, first, size_));
     }
   }
 
@@ -67,16 +71,21 @@ __global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain ? 3 : 2>
   const int64_t index = team.index();
   if (index >= work.problem.rows) return;  // whole teams
   const Row<T, terms> row(work, index);
+  const ResidentRow<T, Team> resident(row.logits, team, dynamic_shared() + work.row_at);
+  // A short row is under way before its target is known, since two waits in turn would be half of
+  // its time. A long one that is ignored is not read.
+  constexpr bool kShort = Team::kIsInWarp;
+  if constexpr (kShort) resident.fetch();
   if (row.target.ignored) {
+    if constexpr (kShort) resident.wait();
     return write_ignored<gradient>(work, index, row.target, row.logits, team);
   }
-  const ResidentRow<T, Team> resident(row.logits, team, dynamic_shared() + work.row_at);
+  if constexpr (!kShort) resident.fetch();
   const Acc target_logit = row.target_logit();  // before any thread can have overwritten it
   resident.wait();
-  RowSums<Acc> sums;
-  resident.pieces(
-      [&](const Batch<T>& batch, int first, int step) { row.add(sums, batch, first, step); });
-  sums = team.reduce(sums, MergeSums<Acc>{});
+  typename Row<T, terms>::Sums sums;
+  resident.pieces([&](const auto& batch) { row.add(sums, batch); });
+  sums = team.reduce(sums, TeamSums<terms, Acc>{});
   finish<gradient>(work, index, row, team, sums, target_logit, resident);
 }
 

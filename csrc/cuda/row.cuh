@@ -11,7 +11,8 @@ namespace torchce::cuda {
 // What a loop over logits has to do; all other options are scalars per row by then.
 //   plain         class index: exponentials alone
 //   spread        smoothing or probabilities: every class has a weight q
-//   focal_spread  and a factor that depends on its p: a second look once the normaliser is known
+//   focal_spread  and a factor that depends on its p: sums of a series in p, or a second look at
+//                 the row once its normaliser is known
 enum class Terms { plain, spread, focal_spread };
 
 template <class Fn>
@@ -35,27 +36,29 @@ struct Work {
         smoothing(job.problem),
         scale(Acc(job.problem.options.logit_scale)),
         softcap(Acc(job.problem.options.logit_softcap)),
-        gamma(Acc(job.problem.options.gamma)),
-        logits_as_they_are(scale == Acc(1) && softcap == Acc(0)),
+        of_cap(softcap == Acc(0) ? Acc(0) : scale / softcap),
+        series(Acc(job.problem.options.gamma)),
+        by_series(job.problem.has_quadratic_spread()),
         uniform_spread(job.problem.target_kind != TargetKind::probabilities &&
                        job.problem.weight == nullptr),
         segment_packets(static_cast<int32_t>(job.plan.segment_packets)),
         segments(static_cast<int32_t>(job.plan.segments)),
         lanes(job.plan.lanes),
-        row_at(static_cast<int32_t>(exchange_bytes(job.plan))),
+        row_at(job.plan.exchange_bytes),
         split(job.plan.split),
-        partials(static_cast<RowSums<Acc>*>(job.partials)),
+        partials(job.partials),
         target_error(job.target_error) {}
 
   Problem problem;
   Smoothing<Acc> smoothing;
-  Acc scale, softcap, gamma;
-  bool logits_as_they_are;  // neither scaled nor capped
-  bool uniform_spread;      // q is smoothing.each for every class
+  Acc scale, softcap, of_cap;  // of_cap: scale / softcap
+  FocalSeries<Acc> series;
+  bool by_series;       // a focal spread's sums are those of the series
+  bool uniform_spread;  // q is smoothing.each for every class
   int32_t segment_packets, segments, lanes;
   int32_t row_at;  // where packets begin in dynamic shared memory
   bool split;
-  RowSums<Acc>* partials;
+  void* partials;
   TargetError* target_error;
 };
 
@@ -93,22 +96,55 @@ __device__ __forceinline__ void report(const Problem& problem, int64_t row, Targ
   __threadfence_system();
 }
 
+constexpr int kSeriesDegree = 2;  // of the series whose sums the device keeps
+
+// f(p) of a row's classes, for the gradient of a focal spread. Where the series serves only the
+// likeliest class can have p > 1/2, and takes the exact value.
+template <class Acc>
+struct FocalSlope {
+  const FocalSeries<Acc>& series;
+  bool by_series;
+  Acc log_sum, p_of_max, of_max;
+
+  __device__ __forceinline__ FocalSlope(const Work<Acc>& work, Acc log_sum)
+      : series(work.series),
+        by_series(work.by_series),
+        log_sum(log_sum),
+        p_of_max(exp_nonpos(-log_sum)),
+        of_max(series.exact(p_of_max, log_sum).slope) {}
+
+  // x = z - max, e = exp(x)
+  __device__ __forceinline__ Acc operator()(Acc x, Acc e) const {
+    if (!by_series) {
+      const Acc r = log_sum - x;
+      return focal_terms(exp_nonpos(-r), r, series.gamma).slope;
+    }
+    const Acc r = log_sum - fmax(x, ExpTraits<Acc>::kLowest);  // finite: it meets p = 0
+    const Acc slope = series.template slope<kSeriesDegree>(p_of_max * e, r);
+    return x == Acc(0) ? of_max : slope;
+  }
+};
+
 // RowState with the upstream gradient folded in.
 template <class Acc>
 struct RowGradient {
-  Acc max, coef, target_grad, log_sum, upstream;
+  Acc max, coef, target_grad, upstream;
+  FocalSlope<Acc> slope;
 
-  __device__ __forceinline__ RowGradient(const RowState<Acc>& state, Acc upstream)
+  __device__ __forceinline__ RowGradient(const Work<Acc>& work, const RowState<Acc>& state,
+                                         Acc upstream)
       : max(state.max),
         coef(upstream * state.coef),
         target_grad(upstream * state.target_grad),
-        log_sum(state.log_sum),
-        upstream(upstream) {}
+        upstream(upstream),
+        slope(work, state.log_sum) {}
 
-  // dz of a class that is not the target. fma is written out: where a row begins decides which loop
-  // an entry is computed in, and must not decide its bits.
-  __device__ __forceinline__ Acc entry(Acc z, Acc spread) const {
-    return std::fma(coef, exp_nonpos(z - max), -spread);
+  // dz of a class that is not the target, whose spread is q / upstream. fma is written out: where
+  // a row begins decides which loop an entry is computed in, and must not decide its bits.
+  template <bool focal>
+  __device__ __forceinline__ Acc entry(Acc z, Acc q) const {
+    const Acc x = z - max, e = exp_nonpos(x);
+    return std::fma(coef, e, -(focal ? rounded_product(q, slope(x, e)) : q));
   }
 };
 
@@ -150,26 +186,6 @@ struct Spread {
     }
   }
 
-  // What a packet adds to the weight and the gap of the spread.
-  __device__ __forceinline__ void add(RowSums<Acc>& sums, const Values& z, const RowView<T>& logits,
-                                      int column, Acc reference) const {
-    if (work.uniform_spread && logits.holds_whole(column)) {
-      Acc gap = 0;
-#pragma unroll
-      for (int i = 0; i < kPacket<T>; ++i) gap += reference - z[i];
-      sums.spread_gap += work.smoothing.each * gap;
-      sums.spread_weight += work.smoothing.each * Acc(kPacket<T>);
-      return;
-    }
-    Values q;
-    load(logits, column, q);
-#pragma unroll
-    for (int i = 0; i < kPacket<T>; ++i) {
-      sums.spread_weight += q[i];
-      sums.spread_gap += unless_zero(q[i], reference - z[i]);
-    }
-  }
-
  private:
   __device__ __forceinline__ bool has_probabilities() const {
     return work.problem.target_kind == TargetKind::probabilities;
@@ -193,6 +209,9 @@ template <class T, Terms terms>
 struct Row {
   using Acc = acc_t<T>;
   using Values = Acc[kPacket<T>];
+  using Series = SeriesSums<Acc, kSeriesDegree>;
+  static constexpr bool kFocal = terms == Terms::focal_spread;
+  using Sums = std::conditional_t<kFocal, Series, RowSums<Acc>>;
 
   const Work<Acc>& work;
   const RowView<T> logits;
@@ -207,146 +226,106 @@ struct Row {
 
   // The target's own logit; 0 where there is none.
   __device__ __forceinline__ Acc target_logit() const {
-    return target.column < 0 ? Acc(0)
-                             : transform_logit(logits.at(target.column), work.scale, work.softcap);
+    if (target.column < 0) return Acc(0);
+    const Acc x = logits.at(target.column);
+    return work.softcap > Acc(0) ? capped(part_of_cap(x)) : rounded_product(x, work.scale);
   }
 
-  // Adds the classes from `column` on to the sums of all classes but the target.
-  __device__ __forceinline__ void add(RowSums<Acc>& sums, uint4 bits, int column) const {
-    Values z;
-    transform(bits, column, z);
-    Acc max = sums.max;
-#pragma unroll
-    for (int i = 0; i < kPacket<T>; ++i) max = fmax(max, z[i]);  // a NaN shows in the sum
-    const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
-    if constexpr (terms == Terms::spread) {
-      sums.spread_gap = rebase_gap(sums, reference);
-      spread.add(sums, z, logits, column, reference);
-    }
-    replace_target(z, column, -Acc(INFINITY));
-    Acc sum = 0;
-#pragma unroll
-    for (int i = 0; i < kPacket<T>; ++i) sum += exp_nonpos(z[i] - reference);
-    sums.sum = std::fma(sums.sum, exp_nonpos(sums.max - reference), sum);
-    sums.max = max;
-  }
-
-  // A batch of pieces, first, first + step, .. < pieces. What most rows consist of, whole pieces of
-  // logits as they are, goes without a check or a rescaling per piece.
-  __device__ __forceinline__ void add(RowSums<Acc>& sums, const Batch<T>& batch, int first,
-                                      int step) const {
-    const int last = first + (kBatch - 1) * step, pieces = logits.pieces();
-    const bool simple = work.logits_as_they_are &&
-                        (terms != Terms::spread || work.uniform_spread) &&
-                        logits.holds_whole(last * kPacket<T>);
-    if (!simple) {
+  // Adds a batch of pieces to the sums of all classes but the target. What most rows have, no soft
+  // cap and the same spread for every class, goes without a rescaling for each piece.
+  template <int kGroup>
+  __device__ __forceinline__ void add(Sums& sums, const Batch<T, kGroup>& batch) const {
+    if (!by_batches()) {
 #pragma unroll 1
-      for (int k = 0; k < kBatch && first + k * step < pieces; ++k) {
-        add(sums, batch[k], (first + k * step) * kPacket<T>);
+      for (int k = 0; k < kBatch && batch.number(k) < logits.pieces(); ++k) {
+        Values z[1];
+        const int column = batch.number(k) * kPacket<T>;
+        const Span span{column, 0, logits.holds_whole(column)};
+        unpack<T>(batch[k], z[0]);
+        transform(z[0]);
+        accumulate(sums, z, span, std::false_type{});
       }
       return;
     }
+    // the same for the whole group, lest both ways are taken
+    const bool whole = logits.holds_whole(batch.last_of_group() * kPacket<T>);
+    const Span span{batch.first * kPacket<T>, batch.step * kPacket<T>, whole};
+    uint4 bits[kBatch];
+    batch.load(bits, logits.pieces());
     Values z[kBatch];
-    Acc max = sums.max;
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      unpack<T>(batch[k], z[k]);
+    for (int k = 0; k < kBatch; ++k) unpack<T>(bits[k], z[k]);
+    if (work.scale != Acc(1)) {
 #pragma unroll
-      for (int i = 0; i < kPacket<T>; ++i) max = fmax(max, z[k][i]);
+      for (int k = 0; k < kBatch; ++k) rescale(z[k]);
     }
-    const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
-    if constexpr (terms == Terms::spread) {
-      Acc gap = 0;
-#pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-#pragma unroll
-        for (int i = 0; i < kPacket<T>; ++i) gap += reference - z[k][i];
-      }
-      sums.spread_gap = std::fma(work.smoothing.each, gap, rebase_gap(sums, reference));
-      sums.spread_weight += work.smoothing.each * Acc(kBatch * kPacket<T>);
-    }
-    Acc sum = 0;
-#pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      replace_target(z[k], (first + k * step) * kPacket<T>, -Acc(INFINITY));
-      Acc part = 0;
-#pragma unroll
-      for (int i = 0; i < kPacket<T>; ++i) part += exp_nonpos(z[k][i] - reference);
-      sum += part;
-    }
-    sums.sum = std::fma(sums.sum, exp_nonpos(sums.max - reference), sum);
-    sums.max = max;
+    accumulate(sums, z, span, std::true_type{});
   }
 
-  // The second look that a focal spread needs.
-  __device__ __forceinline__ void add_focal(SpreadTerms<Acc>& sums, uint4 bits, int column,
+  // The second look that a focal spread needs where the series does not serve.
+  template <int kGroup>
+  __device__ __forceinline__ void add_focal(SpreadTerms<Acc>& sums, const Batch<T, kGroup>& batch,
                                             const RowNorm<Acc>& norm) const {
-    Values z, q;
-    transform(bits, column, z);
-    spread.load(logits, column, q);
-    replace_target(q, column, Acc(0));
-#pragma unroll
-    for (int i = 0; i < kPacket<T>; ++i) {
-      const Acc r = norm.log_sum + (norm.max - z[i]);
-      const FocalTerms<Acc> focal = focal_terms(exp_nonpos(-r), r, work.gamma);
-      sums.loss += unless_zero(q[i], focal.loss);
-      sums.slope += q[i] * focal.slope;
-    }
-  }
-
-  // The gradient of the logits from `column` on.
-  __device__ __forceinline__ void gradient(uint4 bits, int column, const RowGradient<Acc>& row,
-                                           Values& out) const {
-    Values z;
-    transform(bits, column, z);
-    Values q;
-    if constexpr (terms != Terms::plain) spread.load(logits, column, q);
-#pragma unroll
-    for (int i = 0; i < kPacket<T>; ++i) {
-      if constexpr (terms == Terms::focal_spread) {
-        const Acc r = row.log_sum + (row.max - z[i]);
-        q[i] *= focal_terms(exp_nonpos(-r), r, work.gamma).slope;
-      }
-      out[i] = row.entry(z[i], terms == Terms::plain ? Acc(0) : row.upstream * q[i]);
-    }
-    replace_target(out, column, row.target_grad);
-    if (work.softcap > Acc(0)) {
-#pragma unroll
-      for (int i = 0; i < kPacket<T>; ++i) out[i] *= transform_slope(z[i], work.softcap);
-    }
-  }
-
-  // The gradient of a batch of packets, first, first + step, .. < end, to where it belongs.
-  __device__ __forceinline__ void write_gradient(const RowView<T>& grad, const Batch<T>& batch,
-                                                 int first, int step, int end,
-                                                 const RowGradient<Acc>& row) const {
-    const int last = first + (kBatch - 1) * step;
-    const bool simple =
-        last < end && work.logits_as_they_are &&
-        (terms == Terms::plain || (terms == Terms::spread && work.uniform_spread)) &&
-        grad.moves_whole(first) && grad.moves_whole(last);
-    if (!simple) {
 #pragma unroll 1
-      for (int k = 0; k < kBatch && first + k * step < end; ++k) {
-        Values out;
-        gradient(batch[k], logits.column(first + k * step), row, out);
-        grad.store(first + k * step, out);
-      }
-      return;
-    }
-    const Acc constant = terms == Terms::plain ? Acc(0) : row.upstream * work.smoothing.each;
-    const int column = logits.column(first);
-#pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      Values z;
+    for (int k = 0; k < kBatch && batch.number(k) < logits.pieces(); ++k) {
+      const int column = batch.number(k) * kPacket<T>;
+      Values z, q;
       unpack<T>(batch[k], z);
+      transform(z);
+      spread.load(logits, column, q);
+      replace_target(q, column, Acc(0));
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) {
-        z[i] = row.entry(z[i], constant);
+        if (!logits.holds(column + i)) z[i] = -Acc(INFINITY);
+        const Acc r = norm.log_sum + (norm.max - z[i]);
+        const FocalTerms<Acc> focal = focal_terms(exp_nonpos(-r), r, work.series.gamma);
+        sums.loss += unless_zero(q[i], focal.loss);
+        sums.slope += q[i] * focal.slope;
       }
-      replace_target(z, column + k * step * kPacket<T>, row.target_grad);
-      store_packet(grad.data + column + k * step * kPacket<T>, pack<T>(z));
     }
+  }
+
+  // The gradient of a batch of packets, those below `end`, to where it belongs.
+  __device__ __forceinline__ void write_gradient(const RowView<T>& grad, const Batch<T, 1>& batch,
+                                                 int end, const RowGradient<Acc>& row) const {
+    unsigned by_packet = 0;
+    if (by_batches() && (terms != Terms::focal_spread || work.by_series)) {
+      uint4 bits[kBatch];
+      batch.load(bits, end);
+      const Acc constant = terms == Terms::plain ? Acc(0) : row.upstream * work.smoothing.each;
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        const int packet = batch.number(k), column = logits.column(packet);
+        Values z;
+        unpack<T>(bits[k], z);
+        if (work.scale != Acc(1)) rescale(z);
+#pragma unroll
+        for (int i = 0; i < kPacket<T>; ++i) z[i] = row.template entry<kFocal>(z[i], constant);
+        replace_target(z, column, row.target_grad);
+        if (packet < end && grad.moves_whole(packet)) {
+          store_packet(grad.data + column, pack<T>(z));
+        } else if (packet < end) {
+          by_packet |= 1u << k;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) by_packet |= batch.number(k) < end ? 1u << k : 0;
+    }
+#pragma unroll 1
+    for (; by_packet != 0; by_packet &= by_packet - 1) {
+      const int k = __ffs(by_packet) - 1;
+      Values out;
+      gradient(batch[k], logits.column(batch.number(k)), row, out);
+      grad.store(batch.number(k), out);
+    }
+  }
+
+  __device__ __forceinline__ static const RowSums<Acc>& row_sums(const RowSums<Acc>& sums) {
+    return sums;
+  }
+  __device__ __forceinline__ static const RowSums<Acc>& row_sums(const Series& sums) {
+    return sums.row;
   }
 
   __device__ __forceinline__ RowNorm<Acc> normalise(const RowSums<Acc>& sums,
@@ -364,28 +343,229 @@ struct Row {
     return finish_row(work.problem, work.smoothing, int64_t{target.column}, sums, norm, focal);
   }
 
+  // The spread part of a focal loss, where the series serves.
+  __device__ __forceinline__ SpreadTerms<Acc> focal_terms_of(const Series& sums,
+                                                             const RowNorm<Acc>& norm) const {
+    const Acc r = -clamp_exponent(sums.row.max - norm.max - norm.log_sum);
+    return focal_spread(sums.row, sums.focal, exp_nonpos(-r), r, work.series);
+  }
+
  private:
-  // -inf outside the row: nothing to a maximum and to a sum of exponentials.
-  __device__ __forceinline__ void transform(uint4 bits, int column, Values& z) const {
+  __device__ __forceinline__ void gradient(uint4 bits, int column, const RowGradient<Acc>& row,
+                                           Values& out) const {
+    Values z, part, q = {};
     unpack<T>(bits, z);
     if (work.softcap > Acc(0)) {
 #pragma unroll
-      for (int i = 0; i < kPacket<T>; ++i) z[i] = transform_logit(z[i], work.scale, work.softcap);
+      for (int i = 0; i < kPacket<T>; ++i) {
+        part[i] = part_of_cap(z[i]);
+        z[i] = capped(part[i]);
+      }
     } else if (work.scale != Acc(1)) {
-#pragma unroll
-      for (int i = 0; i < kPacket<T>; ++i) z[i] *= work.scale;
+      rescale(z);
     }
-    if (logits.holds_whole(column)) return;
+    if constexpr (terms != Terms::plain) spread.load(logits, column, q);
 #pragma unroll
-    for (int i = 0; i < kPacket<T>; ++i) z[i] = logits.holds(column + i) ? z[i] : -Acc(INFINITY);
+    for (int i = 0; i < kPacket<T>; ++i) {
+      out[i] = row.template entry<kFocal>(z[i], row.upstream * q[i]);
+    }
+    replace_target(out, column, row.target_grad);
+    if (work.softcap > Acc(0)) {
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) out[i] *= transform_slope(part[i], Acc(1));
+    }
+  }
+
+  // The columns of a thread's pieces: first, first + step, ..; `whole`: none ends outside the row.
+  struct Span {
+    int first, step;
+    bool whole;
+  };
+
+  __device__ __forceinline__ bool by_batches() const {
+    return work.softcap == Acc(0) && (terms == Terms::plain || work.uniform_spread ||
+                                      (terms == Terms::focal_spread && !work.by_series));
+  }
+
+  __device__ __forceinline__ void rescale(Values& z) const {
+#pragma unroll
+    for (int i = 0; i < kPacket<T>; ++i) z[i] = rounded_product(z[i], work.scale);
+  }
+
+  // z / softcap of a logit, and z; never part of a fused operation, since it is compared.
+  __device__ __forceinline__ Acc part_of_cap(Acc x) const { return tanh_any(x * work.of_cap); }
+  __device__ __forceinline__ Acc capped(Acc part) const {
+    return rounded_product(work.softcap, part);
+  }
+
+  __device__ __forceinline__ void transform(Values& z) const {
+    if (work.softcap > Acc(0)) {
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) z[i] = capped(part_of_cap(z[i]));
+    } else if (work.scale != Acc(1)) {
+      rescale(z);
+    }
+  }
+
+  template <int kPackets>
+  __device__ __forceinline__ Acc max_of(const Values (&z)[kPackets], Acc max) const {
+#pragma unroll
+    for (int k = 0; k < kPackets; ++k) {
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) max = fmax(max, z[k][i]);  // a NaN shows in the sum
+    }
+    return max;
+  }
+
+  // What lies outside the row.
+  template <int kPackets>
+  __device__ __forceinline__ void leave_out(Values (&z)[kPackets], const Span& span,
+                                            Acc with) const {
+    if (span.whole) return;
+#pragma unroll
+    for (int k = 0; k < kPackets; ++k) {
+      const int left = logits.cols - (span.first + k * span.step);
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) z[k][i] = i < left ? z[k][i] : with;
+    }
+  }
+
+  template <int kPackets>
+  __device__ __forceinline__ int count(const Span& span) const {
+    if (span.whole) return kPackets * kPacket<T>;
+    int inside = 0;
+#pragma unroll
+    for (int k = 0; k < kPackets; ++k) {
+      inside += min(max(logits.cols - (span.first + k * span.step), 0), kPacket<T>);
+    }
+    return inside;
   }
 
   // Where the row has no target, what may be replaced lies outside the row.
-  __device__ __forceinline__ void replace_target(Values& values, int column, Acc with) const {
+  __device__ __forceinline__ bool replace_target(Values& values, int column, Acc with) const {
     const int at = target.column - column;
-    if (at < 0 || at >= kPacket<T>) return;
+    if (at < 0 || at >= kPacket<T>) return false;
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) values[i] = i == at ? with : values[i];
+    return true;
+  }
+
+  template <int kPackets>
+  __device__ __forceinline__ bool replace_target(Values (&values)[kPackets], const Span& span,
+                                                 Acc with) const {
+    const int at = target.column - span.first;
+    if (at < 0 || at >= (kPackets - 1) * span.step + kPacket<T>) return false;
+    bool found = false;
+#pragma unroll
+    for (int k = 0; k < kPackets; ++k) {
+      found |= replace_target(values[k], span.first + k * span.step, with);
+    }
+    return found;
+  }
+
+  // Adds pieces to the sums: for a whole batch the spread is the same for all, for one piece it is
+  // looked up.
+  template <int kPackets, class Uniform>
+  __device__ __forceinline__ void accumulate(RowSums<Acc>& sums, Values (&z)[kPackets],
+                                             const Span& span, Uniform) const {
+    leave_out(z, span, -Acc(INFINITY));
+    const Acc max = max_of(z, sums.max);
+    const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
+    if constexpr (terms == Terms::spread && Uniform::value) {
+      Acc gap = 0;
+#pragma unroll
+      for (int k = 0; k < kPackets; ++k) {
+        const int left = span.whole ? kPacket<T> : logits.cols - (span.first + k * span.step);
+#pragma unroll
+        for (int i = 0; i < kPacket<T>; ++i) gap += i < left ? reference - z[k][i] : Acc(0);
+      }
+      sums.spread_gap = std::fma(work.smoothing.each, gap, rebase_gap(sums, reference));
+      sums.spread_weight =
+          std::fma(work.smoothing.each, Acc(count<kPackets>(span)), sums.spread_weight);
+    } else if constexpr (terms == Terms::spread) {
+      Values q;
+      spread.load(logits, span.first, q);
+      sums.spread_gap = rebase_gap(sums, reference);
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) {
+        sums.spread_weight += q[i];
+        sums.spread_gap += unless_zero(q[i], reference - z[0][i]);
+      }
+    }
+    replace_target(z, span, -Acc(INFINITY));
+    Acc sum = 0;
+#pragma unroll
+    for (int k = 0; k < kPackets; ++k) {
+      Acc part = 0;
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) part += exp_nonpos(z[k][i] - reference);
+      sum += part;
+    }
+    sums.sum = std::fma(sums.sum, exp_nonpos(sums.max - reference), sum);
+    sums.max = max;
+  }
+
+  // What lies outside the row, and the target, is given the maximum: so it is a tie, which none of
+  // the sums of the series counts.
+  template <int kPackets, class Uniform>
+  __device__ __forceinline__ void accumulate(Series& sums, Values (&z)[kPackets], const Span& span,
+                                             Uniform uniform) const {
+    if (!work.by_series) return accumulate(sums.row, z, span, uniform);
+    leave_out(z, span, -Acc(INFINITY));
+    const Acc max = max_of(z, sums.row.max);
+    const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
+    leave_out(z, span, reference);
+    const bool has_target = replace_target(z, span, reference);
+    Values q;
+    if constexpr (!Uniform::value) {
+      spread.load(logits, span.first, q);
+      replace_target(q, span.first, Acc(0));
+    }
+    const int size = kPackets * kPacket<T>, left_out = size - count<kPackets>(span) + has_target;
+    Acc ties = 0;
+    Series pass;
+#pragma unroll
+    for (int k = 0; k < kPackets; ++k) {
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) {
+        const bool tie = z[k][i] == reference;
+        const Acc gap = reference - z[k][i];
+        const Acc e = tie ? Acc(0) : exp_nonpos(-gap);
+        const Acc finite_gap = fmin(gap, -ExpTraits<Acc>::kLowest);  // it meets e = 0
+        if (tie) ties += Acc(1);
+        pass.row.sum += e;
+        Acc term = e;
+        if constexpr (Uniform::value) {
+          pass.row.spread_gap += gap;
+        } else {
+          if (tie) pass.focal.top += q[i];
+          if (!tie) pass.row.spread_weight += q[i];
+          pass.row.spread_gap += unless_zero(q[i], gap);
+          term = q[i] * e;
+        }
+#pragma unroll
+        for (int power = 0; power < kSeriesDegree; ++power) {
+          pass.focal.power[power] += term;
+          pass.focal.times_gap[power] = std::fma(term, finite_gap, pass.focal.times_gap[power]);
+          term *= e;
+        }
+      }
+    }
+    if constexpr (Uniform::value) {
+      const Acc each = work.smoothing.each;
+      pass.row.spread_weight = each * (Acc(size) - ties);
+      pass.row.spread_gap *= each;
+      pass.focal.top = each * (ties - Acc(left_out));
+#pragma unroll
+      for (int power = 0; power < kSeriesDegree; ++power) {
+        pass.focal.power[power] *= each;
+        pass.focal.times_gap[power] *= each;
+      }
+    }
+    // a maximum of +inf makes the row NaN
+    pass.row.sum += (ties - Acc(left_out)) * exp_nonpos(max - reference);
+    pass.row.max = max;
+    sums = add_sums(rebase(sums, max), pass);
   }
 };
 

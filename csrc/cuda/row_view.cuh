@@ -23,7 +23,7 @@ struct RowView {
   T* data;
   int64_t stride;
   int32_t cols, shift;
-  bool vector;
+  int32_t whole_begin, whole_end;  // the packets that one instruction moves
 
   __device__ __forceinline__ RowView(const void* base, const RowLayout& layout, int64_t row,
                                      int64_t cols)
@@ -33,13 +33,15 @@ struct RowView {
         shift(stride == 1 ? static_cast<int32_t>(reinterpret_cast<uintptr_t>(data) % kPacketBytes /
                                                  sizeof(T))
                           : 0),
-        vector(stride == 1) {}
+        whole_begin(shift != 0),
+        whole_end(stride == 1 ? static_cast<int32_t>((int64_t{this->cols} + shift) / kPacket<T>)
+                              : 0) {}
 
   // The same packets of another tensor, which may lie otherwise.
   __device__ __forceinline__ RowView(const void* base, const RowLayout& layout, int64_t row,
                                      const RowView& like)
       : RowView(base, layout, row, like.cols) {
-    vector = vector && shift == like.shift && like.stride == 1;
+    if (shift != like.shift || like.stride != 1) whole_end = 0;
     shift = like.shift;
   }
 
@@ -53,15 +55,24 @@ struct RowView {
     return column >= 0 && column <= cols - kPacket<T>;
   }
   __device__ __forceinline__ bool moves_whole(int packet) const {
-    return vector && holds_whole(column(packet));
+    return packet >= whole_begin && packet < whole_end;
   }
   __device__ __forceinline__ Acc at(int64_t column) const { return to_acc(data[column * stride]); }
 
-  // Sends a packet on its way to shared memory (`copy_commit`, `copy_wait`). What lies outside the
-  // row is not written, and whoever reads the packet has to leave it out.
+  // Sends a packet on its way to shared memory (`copy_commit`, `copy_wait`).
   __device__ __forceinline__ void fetch(int packet, uint4* shared) const {
+    if (moves_whole(packet)) return fetch_whole(packet, shared);
+    fetch_elements(packet, shared);
+  }
+
+  __device__ __forceinline__ void fetch_whole(int packet, uint4* shared) const {
+    copy_async<kPacketBytes>(shared, data + column(packet));
+  }
+
+  // Element by element. What lies outside the row is not written, and whoever reads the packet has
+  // to leave it out.
+  __device__ __forceinline__ void fetch_elements(int packet, uint4* shared) const {
     const int begin = column(packet);
-    if (moves_whole(packet)) return copy_async<kPacketBytes>(shared, data + begin);
     if constexpr (sizeof(T) >= 4) {
       char* to = reinterpret_cast<char*>(shared);
 #pragma unroll
@@ -94,38 +105,74 @@ struct RowView {
   }
 };
 
-// The piece that begins `shift` elements into a packet and ends in the next.
-template <class T>
-__device__ __forceinline__ uint4 cut_piece(const uint4* packet, int shift) {
-  const uint4 low = packet[0];
-  if (shift == 0) return low;
-  const uint4 high = packet[1];
+// The piece that begins kWord words, and half a word where `half`, into a packet and ends in the
+// next.
+template <int kWord>
+__device__ __forceinline__ uint4 cut_words(const uint4* packet, bool half) {
+  const uint4 low = packet[0], high = packet[1];
   const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-  const int first = shift * static_cast<int>(sizeof(T)) / 4;
-  uint32_t by_two[6], by_one[5];
+  const int bits = half ? 16 : 0;
+  uint32_t piece[4];
 #pragma unroll
-  for (int i = 0; i < 6; ++i) by_two[i] = first & 2 ? words[i + 2] : words[i];
-#pragma unroll
-  for (int i = 0; i < 5; ++i) by_one[i] = first & 1 ? by_two[i + 1] : by_two[i];
-  if constexpr (sizeof(T) == 2) {
-    const int bits = shift % 2 * 16;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      by_one[i] = static_cast<uint32_t>((uint64_t{by_one[i + 1]} << 32 | by_one[i]) >> bits);
-    }
+  for (int i = kWord; i < kWord + 4; ++i) {
+    piece[i - kWord] =
+        static_cast<uint32_t>((uint64_t{words[(i + 1) & 7]} << 32 | words[i]) >> bits);
   }
-  return {by_one[0], by_one[1], by_one[2], by_one[3]};
+  return {piece[0], piece[1], piece[2], piece[3]};
 }
 
-// A thread's kBatch packets, or the pieces that begin in them, in shared memory.
-template <class T>
+// A thread's kBatch packets in shared memory, or the pieces that begin in them: numbers first,
+// first + step, .. of a row. kGroup neighbouring threads of one row take their batches together;
+// without neighbours (kGroup = 1) nothing is cut.
+template <class T, int kGroup>
 struct Batch {
-  const uint4* first;
-  unsigned step;
+  const uint4* slots;
+  unsigned slot_step;
   int shift;  // of pieces; 0 for packets
+  int first, step;
+
+  __device__ __forceinline__ int number(int k) const { return first + k * step; }
+  // Of all that the group has in this batch.
+  __device__ __forceinline__ int last_of_group() const {
+    return number(kBatch - 1) + kGroup - 1 - static_cast<int>(threadIdx.x % kGroup);
+  }
+
+  // How pieces are cut is the same for all of a row: one branch, around whatever `body` reads.
+  template <class Body>
+  __device__ __forceinline__ void read(const Body& body) const {
+    if constexpr (kGroup == 1) {
+      body([](const uint4* packet) { return *packet; });
+    } else {
+      const int bytes = shift * static_cast<int>(sizeof(T));
+      const bool half = bytes % 4 != 0;
+      if (bytes == 0) return body([](const uint4* packet) { return *packet; });
+      switch (bytes / 4) {
+        case 0:
+          return body([=](const uint4* packet) { return cut_words<0>(packet, half); });
+        case 1:
+          return body([=](const uint4* packet) { return cut_words<1>(packet, half); });
+        case 2:
+          return body([=](const uint4* packet) { return cut_words<2>(packet, half); });
+        default:
+          return body([=](const uint4* packet) { return cut_words<3>(packet, half); });
+      }
+    }
+  }
 
   __device__ __forceinline__ uint4 operator[](int k) const {
-    return cut_piece<T>(first + k * step, shift);
+    uint4 bits;
+    read([&](const auto& cut) { bits = cut(slots + k * slot_step); });
+    return bits;
+  }
+
+  // All of them; from `end` on, where there may be no place for more, copies of the first.
+  __device__ __forceinline__ void load(uint4 (&bits)[kBatch], int end) const {
+    read([&](const auto& cut) {
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        bits[k] = cut(slots + (number(k) < end ? k * slot_step : 0));
+      }
+    });
   }
 };
 
@@ -144,34 +191,40 @@ class Slots {
 
   __device__ __forceinline__ uint4* at(unsigned slot) const { return first_ + slot * step_; }
 
-  __device__ __forceinline__ Batch<T> batch(unsigned slot, int shift) const {
-    return {at(slot), step_, shift};
-  }
-
-  __device__ __forceinline__ void fetch(const RowView<T>& row, int packet, unsigned slot) const {
-    row.fetch(packet, at(slot));
-    if (fetches_next(row)) fetch_next(row, packet, slot);
+  // kAs: kGroup for pieces, 1 for packets, which need no neighbours
+  template <int kAs>
+  __device__ __forceinline__ Batch<T, kAs> batch(unsigned slot, int shift, int first,
+                                                 int step) const {
+    return {at(slot), step_, shift, first, step};
   }
 
   // Packets first, first + step, .. < end.
   __device__ __forceinline__ void fetch_batch(const RowView<T>& row, int first, int step, int end,
                                               unsigned slot) const {
     const int last = first + (kBatch - 1) * step;
-    if (last < end && row.moves_whole(first) && row.moves_whole(last)) {
-      const T* from = row.data + row.column(first);
+    unsigned by_element = 0;
+    if (first >= row.whole_begin && last < min(end, row.whole_end)) {
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) row.fetch_whole(first + k * step, at(slot + k));
+    } else {
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        copy_async<kPacketBytes>(at(slot + k), from + k * step * kPacket<T>);
+        const int packet = first + k * step;
+        if (row.moves_whole(packet) && packet < end) {
+          row.fetch_whole(packet, at(slot + k));
+        } else if (packet < end) {
+          by_element |= 1u << k;
+        }
       }
-      if (fetches_next(row)) {
-#pragma unroll 1
-        for (int k = 0; k < kBatch; ++k) fetch_next(row, first + k * step, slot + k);
-      }
-      return;
     }
+    if constexpr (kGroup > 1) {
+      if (row.shift != 0) fetch_behind(row, first, step, end, slot);
+    }
+    // Last, since these pass through registers and the others should not wait for that.
 #pragma unroll 1
-    for (int packet = first; packet < end && packet <= last; packet += step) {
-      fetch(row, packet, slot++);
+    for (; by_element != 0; by_element &= by_element - 1) {
+      const int k = __ffs(by_element) - 1;
+      row.fetch_elements(first + k * step, at(slot + k));
     }
   }
 
@@ -182,13 +235,14 @@ class Slots {
   }
 
  private:
-  // The last thread of a group also brings the packet that begins in no place of the group.
-  __device__ __forceinline__ bool fetches_next(const RowView<T>& row) const {
-    return kGroup > 1 && row.shift != 0 && threadIdx.x % kGroup == kGroup - 1;
-  }
-  __device__ __forceinline__ void fetch_next(const RowView<T>& row, int packet,
-                                             unsigned slot) const {
-    if (packet + 1 < row.packets()) row.fetch(packet + 1, at(slot) + 1);
+  // The packets that begin in no place of the group, but that its last pieces end in: one for each
+  // of the last kBatch threads.
+  __device__ __forceinline__ void fetch_behind(const RowView<T>& row, int first, int step, int end,
+                                               unsigned slot) const {
+    const int lane = static_cast<int>(threadIdx.x % kGroup), k = lane - (kGroup - kBatch);
+    const int packet = first - lane + kGroup + k * step;
+    if (k < 0 || packet > end || packet >= row.packets()) return;
+    row.fetch(packet, at(slot + k) - lane + kGroup);
   }
 
   uint4* first_;
@@ -211,11 +265,12 @@ class PacketQueue {
     for (int i = 0; i < kQueueBatches - 1; ++i) fetch_batch();
   }
 
-  __device__ __forceinline__ Batch<T> next() {
+  __device__ __forceinline__ Batch<T, kGroup> next() {
     copy_wait<kQueueBatches - 2>();
     if (kGroup > 1 && row_.shift != 0) slots_.synchronise();  // else each reads its own alone
     fetch_batch();  // into the slots that the whole group has used up
-    const Batch<T> batch = slots_.batch(read_, kGroup == 1 ? 0 : row_.shift);
+    const Batch<T, kGroup> batch = slots_.template batch<kGroup>(
+        read_, kGroup == 1 ? 0 : row_.shift, ahead_ - kQueueBatches * kBatch * step_, step_);
     read_ = read_ == kLast ? 0 : read_ + kBatch;
     return batch;
   }

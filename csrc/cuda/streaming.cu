@@ -6,10 +6,12 @@
 // Bound   device memory. Forward, 8192 x 128256 bf16, 2.10 GB: 0.49 ms at 4.3 TB/s.
 // Why     a row may have any length, and 8 packets a thread are under way. Where rows are few,
 //         blocks take segments, and a second launch merges them in the same order: the same bits.
-//         One exponential a logit and look, and one a batch to rescale: for 2 bytes in about 60 %
-//         of what the special-function units of an H200 give at 4.3 TB/s. Counted in the machine
-//         code about 10 instructions a logit of an aligned bfloat16 row: three quarters of what a
-//         multiprocessor can issue at that rate.
+//         A second look is only for the gradient, and for a focal spread that no series serves.
+// Counted in the machine code for sm_90, bfloat16, instructions a logit of a long row: 10.7, of
+//         which 0.4 to bring the team's sums together once a segment; 12.5 where a row begins
+//         between packets (odd vocabularies), 20 with the sums of a focal spread. At 4.3 TB/s an
+//         H200 can issue 13.7. One exponential a logit and look, one a batch to rescale: about
+//         60 % of what the special-function units give.
 #include "finish.cuh"
 
 namespace torchce::cuda {
@@ -27,7 +29,7 @@ struct WalkedRow {
     PacketQueue<T, Team::kGroup> queue(row, shared, rank, row.pieces(), size);
     const int lane = rank % Team::kGroup;
     for (int first = rank; first - lane < row.pieces(); first += kBatch * size) {
-      body(queue.next(), first, size);
+      body(queue.next());
     }
   }
 
@@ -35,7 +37,7 @@ struct WalkedRow {
   __device__ __forceinline__ void packets(const Body& body) const {
     PacketQueue<T, 1> queue(row, shared, rank, row.packets(), size);
     for (int first = rank; first < row.packets(); first += kBatch * size) {
-      body(queue.next(), first, size);
+      body(queue.next());
     }
   }
 };
@@ -63,20 +65,21 @@ __global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain && !grad
   const int begin = first * work.segment_packets, next = last * work.segment_packets;
   const int stop = next < pieces ? next : pieces;
   PacketQueue<T, Team::kGroup> queue(row.logits, walked.shared, begin + rank, stop, size);
-  RowSums<Acc> sums;
+  using Sums = typename Row<T, terms>::Sums;
+  Sums sums;
   for (int segment = first; segment < last; ++segment) {
     const int from = segment * work.segment_packets, to = from + work.segment_packets;
-    RowSums<Acc> part;
+    Sums part;
     // by whole groups: a thread whose piece is past the row's end adds nothing
     const int end = to < stop ? to : stop;
     for (int piece = from + rank; piece - lane < end; piece += kBatch * size) {
-      row.add(part, queue.next(), piece, size);
+      row.add(part, queue.next());
     }
-    part = team.reduce(part, MergeSums<Acc>{});
+    part = team.reduce(part, TeamSums<terms, Acc>{});
     sums = segment == first ? part : merge(sums, part);
   }
   if (work.split) {
-    if (team.speaks()) work.partials[index * work.segments + first] = sums;
+    if (team.speaks()) static_cast<Sums*>(work.partials)[index * work.segments + first] = sums;
     return;
   }
   finish<gradient>(work, index, row, team, sums, target_logit, walked);
@@ -91,11 +94,15 @@ __global__ void __launch_bounds__(128)
   if (index >= work.problem.rows) return;
   const Row<T, terms> row(work, index);
   if (row.target.ignored) return;  // written already
-  const RowSums<Acc>* parts = work.partials + index * work.segments;
-  RowSums<Acc> sums = parts[0];
+  using Sums = typename Row<T, terms>::Sums;
+  const Sums* parts = static_cast<const Sums*>(work.partials) + index * work.segments;
+  Sums sums = parts[0];
   for (int segment = 1; segment < work.segments; ++segment) sums = merge(sums, parts[segment]);
-  const RowNorm<Acc> norm = row.normalise(sums, row.target_logit());
-  write_result(work, index, row.target, row.finish(sums, norm, {}));
+  const RowSums<Acc>& all = row.row_sums(sums);
+  const RowNorm<Acc> norm = row.normalise(all, row.target_logit());
+  SpreadTerms<Acc> focal;
+  if constexpr (terms == Terms::focal_spread) focal = row.focal_terms_of(sums, norm);
+  write_result(work, index, row.target, row.finish(all, norm, focal));
 }
 
 template <class T, Terms terms, bool gradient>
@@ -116,9 +123,12 @@ cudaError_t launch_walks(const Job& job, cudaStream_t stream) {
 
 int64_t partials_bytes(const Problem& problem, const LaunchPlan& plan) {
   if (!plan.split) return 0;
-  const int64_t sums_bytes =
-      problem.logits.dtype == DType::float64 ? sizeof(RowSums<double>) : sizeof(RowSums<float>);
-  return problem.rows * plan.segments * sums_bytes;
+  return visit_storage(problem.logits.dtype, [&](auto type) {
+    return visit_terms(problem, [&](auto terms) {
+      using Sums = typename Row<typename decltype(type)::type, decltype(terms)::value>::Sums;
+      return problem.rows * plan.segments * static_cast<int64_t>(sizeof(Sums));
+    });
+  });
 }
 
 cudaError_t launch_streaming(const Job& job, cudaStream_t stream) {

@@ -1,8 +1,8 @@
 // Teams: the threads that share a row, and how their results become one.
 //
-// A team reduces values with an associative merge, always in the same tree, so a row's bits depend
-// on nothing but its own logits and the plan. The result is the leader's; `from_leader` hands one
-// on. Every thread of a team takes part in every call.
+// A team reduces values always in the same tree, so a row's bits depend on nothing but its own
+// logits and the plan. The result is the leader's; `from_leader` hands one on. Every thread of a
+// team takes part in every call.
 #pragma once
 
 #include "device.cuh"
@@ -31,15 +31,41 @@ __device__ __forceinline__ V shuffle_xor(unsigned mask, V value, int distance) {
   return value;
 }
 
-// The lower lane's value is always the left operand: all lanes get the same bits.
+// Sum and maximum over the lanes of a group: every lane gets the same bits, since a + b is b + a.
+template <int kLanes>
+struct LaneGroup {
+  unsigned mask;
+
+  template <class Acc>
+  __device__ __forceinline__ Acc sum(Acc x) const {
+#pragma unroll
+    for (int distance = 1; distance < kLanes; distance *= 2) x += shuffle_xor(mask, x, distance);
+    return x;
+  }
+  template <class Acc>
+  __device__ __forceinline__ Acc max(Acc x) const {
+#pragma unroll
+    for (int distance = 1; distance < kLanes; distance *= 2) {
+      x = fmax(x, shuffle_xor(mask, x, distance));
+    }
+    return x;
+  }
+};
+
+// `merge` either takes two values, of which the lower lane's is the left; or a lane's value and the
+// group, and gives every lane that of the group.
 template <int kLanes, class V, class Merge>
 __device__ __forceinline__ V reduce_lanes(unsigned mask, V value, const Merge& merge) {
+  if constexpr (std::is_invocable_v<Merge, V, V>) {
 #pragma unroll
-  for (int distance = 1; distance < kLanes; distance *= 2) {
-    const V other = shuffle_xor(mask, value, distance);
-    value = threadIdx.x & distance ? merge(other, value) : merge(value, other);
+    for (int distance = 1; distance < kLanes; distance *= 2) {
+      const V other = shuffle_xor(mask, value, distance);
+      value = threadIdx.x & distance ? merge(other, value) : merge(value, other);
+    }
+    return value;
+  } else {
+    return merge(value, LaneGroup<kLanes>{mask});
   }
-  return value;
 }
 
 // kLanes neighbouring threads of a warp, several teams to a block.
@@ -47,6 +73,7 @@ template <int kLanes>
 class Lanes {
  public:
   static constexpr int kGroup = kLanes;  // threads of one warp and one row
+  static constexpr bool kIsInWarp = true;
 
   __device__ explicit Lanes(unsigned char*) {}
 
@@ -75,17 +102,20 @@ class Lanes {
   __device__ void leave() {}
 };
 
+constexpr int kMostWarps = 16;  // of a block that is a team
+
 // All threads of a block.
 template <class Acc>
 class Block {
   // The largest value a team reduces or hands on.
   struct alignas(16) Slot {
-    Acc words[8];
+    Acc words[12];
   };
 
  public:
   static constexpr int kGroup = kWarpLanes;
-  static constexpr size_t kSharedBytes = (2 * kWarpLanes + 1 + 2) * sizeof(Slot);
+  static constexpr bool kIsInWarp = false;
+  static constexpr size_t kSharedBytes = (2 * kMostWarps + 1 + 2) * sizeof(Slot);
 
   __device__ explicit Block(unsigned char* shared) : slots_(reinterpret_cast<Slot*>(shared)) {}
   __device__ int64_t index() const { return blockIdx.x; }
@@ -99,7 +129,7 @@ class Block {
   template <class V, class Merge>
   __device__ V reduce(V value, const Merge& merge) {
     value = reduce_lanes<kWarpLanes>(0xffffffffu, value, merge);
-    Slot* set = slots_ + turn_ * kWarpLanes;
+    Slot* set = slots_ + turn_ * kMostWarps;
     turn_ ^= 1;
     const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
     if (lane == 0) put(set + warp, value);
@@ -112,7 +142,7 @@ class Block {
   // Never twice without a `reduce` between: its barrier frees the slot.
   template <class V>
   __device__ V from_leader(V value) {
-    Slot* slot = slots_ + 2 * kWarpLanes;
+    Slot* slot = slots_ + 2 * kMostWarps;
     if (leads()) put(slot, value);
     __syncthreads();
     return get<V>(slot);
@@ -135,7 +165,8 @@ class Block {
   int turn_ = 0;
 };
 
-static_assert(Block<double>::kSharedBytes <= kExchangeBytes);
+static_assert(Block<double>::kSharedBytes <= kExchangeBytes &&
+              2 * Block<float>::kSharedBytes <= kExchangeBytes);
 
 // All threads of a cluster of blocks. Each block leaves its value in its own shared memory, and
 // each block's first warp reads them all, in the order of the blocks.
@@ -152,7 +183,7 @@ class Cluster : public Block<Acc> {
 
   template <class V, class Merge>
   __device__ V reduce(V value, const Merge& merge) {
-    auto* mine = this->slots_ + 2 * kWarpLanes + 1 + this->turn_;
+    auto* mine = this->slots_ + 2 * kMostWarps + 1 + this->turn_;
     value = Base::reduce(value, merge);
     if (this->leads()) Base::put(mine, value);
     cluster_arrive();

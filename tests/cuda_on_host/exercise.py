@@ -29,6 +29,8 @@ OPTIONS = [
     {"label_smoothing": 0.1, "gamma": 2.0},
     {"probabilities": True, "weight": True},
     {"probabilities": True, "gamma": 0.5},
+    {"probabilities": True, "gamma": 2.0, "logit_scale": 2.5},
+    {"label_smoothing": 0.1, "gamma": 1.0, "weight": True},
 ]
 QUICK = [(9, 10), (5, 130), (3, 1001), (2, 2100), (2, 13, 5), (1, 40_001), (1, 1500, 3)]
 LONG = [(3, 1), (40, 33), (3, 4096), (2, 9001), (2, 20_001), (2, 50_257), (1, 131_072)]

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 SUITE = ["accuracy", "determinism", "errors", "gradcheck", "inplace", "layout", "targets"]
-SUITE += ["linear", "sigmoid", "torch_api"]
+SUITE += ["focal_series", "linear", "sigmoid", "torch_api"]
 
 
 def run(command: list[str], kind: str, **environment: str) -> str:
