@@ -42,8 +42,18 @@ struct WalkedRow {
   }
 };
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kFloatBlocks = 2;  // three would leave 80 registers, and 16 to 24 bytes would spill
+#else
+constexpr int kFloatBlocks = 3;
+#endif
+template <class T, Terms terms, bool gradient>
+constexpr int kStreamingBlocks = terms != Terms::plain || gradient ? 2
+                                 : sizeof(T) == 4                  ? kFloatBlocks
+                                                                   : 3;
+
 template <class T, class Team, Terms terms, bool gradient>
-__global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain && !gradient ? 3 : 2>)
+__global__ void __launch_bounds__(256, kBlocks<T, kStreamingBlocks<T, terms, gradient>>)
     streaming_kernel(const __grid_constant__ Work<acc_t<T>> work) {
   using Acc = acc_t<T>;
   Team team(dynamic_shared());
