@@ -21,7 +21,13 @@ from torch.utils.cpp_extension import CUDA_HOME
 from bench import environment, gpu_peers, report, sections
 from bench.cases import PLAIN, WORKS
 from bench.comparison import LogitsComparison, time_ratio
-from bench.gpu_benchmarks import FURTHER_BENCHMARKS, HEADLINES, REHEARSAL, Benchmark
+from bench.gpu_benchmarks import (
+    FURTHER_BENCHMARKS,
+    HEADLINES,
+    NEXT_BENCHMARKS,
+    REHEARSAL,
+    Benchmark,
+)
 from bench.sections import Outcome, Section
 
 ENVIRONMENT, REPORT, LOG = "environment.json", "report.md", "checks.log"
@@ -104,7 +110,7 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
     if device == "cpu":
         return [
             Section("build", [*python, "torchce_cuda"], 60, LOG, essential=True),
-            Section("smoke test", [*smoke, "--few"], 60, essential=True),
+            Section("smoke test", [*smoke, "--few"], 60),
             Section("copy bandwidth", bandwidth, 60),
             *measure(REHEARSAL),
             Section("tests", [*python, "pytest", *REHEARSED_TESTS], 60, LOG),
@@ -113,10 +119,11 @@ def plan(folder: Path, device: str, known: dict[str, str]) -> list[Section]:
         ]
     return [
         build(known),
-        Section("smoke test", smoke, 45, essential=True),
+        Section("smoke test", smoke, 45),
         Section("copy bandwidth", bandwidth, 30),
         *measure(HEADLINES),
         gpu_tests(known),
+        *measure(NEXT_BENCHMARKS),
         *(sanitizer(tool, [*smoke, "--few"]) for tool in SANITIZERS),
         *measure(FURTHER_BENCHMARKS),
         Section("plots", plots, 20),
@@ -132,7 +139,7 @@ def build(known: dict[str, str]) -> Section:
         "TORCH_CUDA_ARCH_LIST": known["gpu compute_cap"],
         "MAX_JOBS": known["cores"],
     }
-    return Section("build", command, 180, LOG, variables, essential=True)
+    return Section("build", command, 300, LOG, variables, essential=True)
 
 
 def gpu_tests(known: dict[str, str]) -> Section:

@@ -231,16 +231,37 @@ def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
     planned = gpu_report.plan(tmp_path, "cuda", KNOWN)
     names = [each.name for each in planned]
     assert names[:4] == ["build", "smoke test", "copy bandwidth", "forward"]
-    in_order = ("tests", "memcheck", "linear", "options", "small calls", "training, a large head")
+    sanitizers = list(gpu_report.SANITIZERS)
+    in_order = ("tests", "linear", *sanitizers, "options", "small calls", "training, a large head")
     places = [names.index(name) for name in (*in_order, "scaling")]
     assert places == sorted(places)
     assert names.index("linear") < names.index("every provider") < names.index("scaling")
     assert names[-1] == "plots"
     assert len(names) == len(set(names))
-    assert [each.name for each in planned if each.essential] == ["build", "smoke test"]
+    assert [each.name for each in planned if each.essential] == ["build"]
     assert planned[0].variables["TORCH_CUDA_ARCH_LIST"] == "9.0"
     # What is worth most fits even if it all takes as long as it may.
-    assert sum(each.seconds for each in planned[: names.index("memcheck")]) <= 9 * 60
+    assert sum(each.seconds for each in planned[: names.index("tests")]) <= 9 * 60
+
+
+def test_who_was_measured_before_is_measured_again(tmp_path):
+    """Or its rows would be lost with those that are measured again, which replace them all."""
+    known = {}
+    for each in gpu_report.plan(tmp_path, "cuda", KNOWN):
+        if each.command[1:3] != ["-m", "bench"] or each.command[3] not in SUBJECTS:
+            continue
+        arguments = parser().parse_args(each.command[3:])
+        subject = SUBJECTS[arguments.subject]
+        shapes = arguments.shapes or [n for n, s in subject.shapes.items() if "cuda" in s.devices]
+        everybody = [n for n, p in subject.providers.items() if "cuda" not in p.left_out]
+        for shape in (subject.shapes[name] for name in shapes):
+            options = set(arguments.options or shape.options)
+            takes_part = set(product(options, arguments.providers or everybody))
+            dtypes = set(arguments.dtypes or shape.dtypes) & set(shape.dtypes)
+            works = arguments.works or subject.works["cuda"]
+            for problem in product([subject.file], [shape.name], dtypes, works):
+                assert known.setdefault(problem, set()) <= takes_part, (each.name, problem)
+                known[problem] = takes_part
 
 
 @pytest.mark.parametrize("few", [False, True])
