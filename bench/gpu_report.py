@@ -60,7 +60,7 @@ def run(
     deadline = time.monotonic() + minutes * 60
     known = environment.describe_host()
     if device == "cuda" and "gpu name" not in known:
-        print("nvidia-smi finds no GPU; --device cpu rehearses without one", file=sys.stderr)
+        print("there is no GPU; --device cpu rehearses without one", file=sys.stderr)
         return 1
     folder = folder.resolve()
     planned = plan(folder, device, known)
@@ -85,6 +85,8 @@ def run(
             traceback.print_exc()
 
     outcomes = sections.run_all(planned, folder, deadline, after_each)
+    for partial in folder.glob("*.partial"):  # of a section that was stopped while it wrote
+        partial.unlink()
     print(f"report in {folder / REPORT}", file=sys.stderr)
     went_wrong = (sections.FAILED, sections.STOPPED)
     return 1 if any(outcome.status in went_wrong for outcome in outcomes) else 0

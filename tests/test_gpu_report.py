@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import (
+    bandwidth,
     device_timing,
     environment,
     gpu_benchmarks,
@@ -117,6 +119,7 @@ def rehearsal(tmp_path_factory):
     """The folder that a rehearsal wrote; threads would only wait for each other."""
     folder = tmp_path_factory.mktemp("rehearsal")
     (folder / gpu_report.RESULTS).write_text("of an earlier run")
+    (folder / "logits.partial").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         assert gpu_report.run(folder, 9.0, "cpu") == 0
@@ -189,6 +192,7 @@ def test_the_command_begins_before_there_is_a_build(tmp_path):
 
 def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(environment, "query_gpu", dict)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_report.run(tmp_path / "out", 9.0, "cuda") == 1
     assert "no GPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -304,6 +308,44 @@ def test_a_gpu_is_described_by_name(monkeypatch):
     assert (found["name"], found["compute_cap"], found["power.limit"]) == ("NVIDIA X", "9.0", "6 W")
     said = "clocks.sm 1 MHz, clocks.mem 2 MHz, power.draw 5 W, temperature.gpu 30"
     assert environment.clocks() == said
+
+
+def test_a_gpu_is_described_where_its_tool_is_missing(monkeypatch):
+    monkeypatch.setattr(environment, "query_gpu", dict)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")
+    found = environment.describe_host()
+    assert (found["gpu name"], found["gpu compute_cap"]) == ("NVIDIA X", "9.0")
+
+
+def test_outside_of_git_a_variable_says_the_commit(monkeypatch):
+    def no_git(*arguments):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(environment, "_git", no_git)
+    monkeypatch.delenv("TORCHCE_COMMIT", raising=False)
+    assert environment.commit() == "unknown"
+    monkeypatch.setenv("TORCHCE_COMMIT", "0123456789ab")
+    assert environment.commit() == "0123456789ab"
+
+
+def test_a_device_is_asked_while_it_copies(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    copies = []
+    later = threading.Event()
+
+    def copy():
+        copies.append(None)
+        if len(copies) > 3 * bandwidth.COPIES_UNDER_LOAD:
+            later.set()
+
+    def query():
+        begun = len(copies)
+        assert later.wait(20)
+        return begun
+
+    assert bandwidth.under_load(copy, query) >= bandwidth.COPIES_UNDER_LOAD
 
 
 class FakeDevice:
