@@ -46,6 +46,8 @@ MOST_TEST_PROCESSES = 8  # each has a context of a few hundred MiB on the GPU
 
 
 FILE_OF = {part.command: part.file for part in report.PARTS}
+TESTS = environment.ROOT / "tests"
+FIRST_TESTS = TESTS / "test_cuda.py"
 REHEARSED_TESTS = ("tests/test_gpu_report.py", "-k", "essential")
 
 
@@ -146,7 +148,11 @@ def build(known: dict[str, str]) -> Section:
 
 def gpu_tests(known: dict[str, str]) -> Section:
     """All tests that need a GPU; each has a line in the log, should they be stopped."""
-    command = [sys.executable, "-m", "pytest", "tests", "-m", "gpu", "--verbose", "--tb=short"]
+    # First what only a GPU can show. All files, since a folder would take the first one back.
+    files = sorted(TESTS.glob("test_*.py"), key=lambda path: (path != FIRST_TESTS, path))
+    command = [sys.executable, "-m", "pytest", *map(str, files), "-m", "gpu"]
+    # a file that cannot be imported costs its own tests alone
+    command += ["--verbose", "--tb=short", "--continue-on-collection-errors"]
     variables = {}
     if importlib.util.find_spec("xdist"):
         processes = min(MOST_TEST_PROCESSES, int(known["cores"]))

@@ -154,7 +154,7 @@ def test_a_rehearsal_reports_every_section(rehearsal):
     for name in ("build", "smoke test", "copy bandwidth", *measured, "tests", "plots"):
         assert f"| {name} | done |" in text
     assert "| memcheck | skipped |  | 1 | it watches a GPU |" in text
-    assert "144 of 144 results right" in text
+    assert "96 of 96 results right" in text
     assert "#### Plain loss" in text
     assert "(logits-bandwidth.png)" in text
     for part in report.PARTS:
@@ -248,6 +248,15 @@ def test_the_sections_on_a_gpu_are_in_order_of_worth(tmp_path):
     assert sum(each.seconds for each in planned[: names.index("tests")]) <= 9 * 60
 
 
+def test_the_tests_on_a_gpu_begin_with_what_only_it_can_show():
+    command = gpu_report.gpu_tests(KNOWN).command
+    first, *files = [argument for argument in command if argument.endswith(".py")]
+    assert first == str(gpu_report.FIRST_TESTS)
+    assert gpu_report.FIRST_TESTS.exists()
+    assert set(files) == {str(p) for p in gpu_report.TESTS.glob("test_*.py")} - {first}
+    assert len(set(files)) == len(files)
+
+
 def test_who_was_measured_before_is_measured_again(tmp_path):
     """Or its rows would be lost with those that are measured again, which replace them all."""
     known = {}
@@ -266,6 +275,18 @@ def test_who_was_measured_before_is_measured_again(tmp_path):
             for problem in product([subject.file], [shape.name], dtypes, works):
                 assert known.setdefault(problem, set()) <= takes_part, (each.name, problem)
                 known[problem] = takes_part
+
+
+def test_the_sanitizers_watch_every_kernel():
+    """They know ours by a part of the name, and would watch nothing if no kernel had it."""
+    command = gpu_report.sanitizer("memcheck", []).command
+    kind, name = command[command.index("--kernel-name") + 1].split("=")
+    assert kind == "kernel_substring"
+    sources = [path.read_text() for path in (environment.ROOT / "csrc" / "cuda").glob("*.cu*")]
+    kernels = [source for source in sources if "__global__" in source]
+    assert kernels
+    for source in kernels:
+        assert source.index(f"namespace {name}::") < source.index("__global__")
 
 
 @pytest.mark.parametrize("few", [False, True])
