@@ -39,17 +39,21 @@ TargetErrors* make_target_errors() {
 constexpr int kLargestCluster = 8;
 constexpr int32_t kClusterArchitecture = 90;
 
-// Of the current device.
+// Of the current device. What cannot be asked now, as where memory has run out, can be later: it is
+// raised, and nothing is remembered.
 Device describe(int32_t index) {
   Device device;
   device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
   device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  int compiled = 0;
+  check(ask_compiled_architecture(compiled), "machine code");
   device.architecture = std::min(attribute(cudaDevAttrComputeCapabilityMajor, index) * 10 +
                                      attribute(cudaDevAttrComputeCapabilityMinor, index),
-                                 compiled_architecture());
-  if (device.architecture >= kClusterArchitecture &&
-      !schedules_clusters(kLargestCluster, device.shared_bytes)) {
-    device.architecture = kClusterArchitecture - 1;
+                                 compiled);
+  if (device.architecture >= kClusterArchitecture) {
+    bool scheduled = false;
+    check(ask_for_clusters(kLargestCluster, device.shared_bytes, scheduled), "clusters");
+    if (!scheduled) device.architecture = kClusterArchitecture - 1;
   }
   device.target_errors = make_target_errors();
   return device;
