@@ -104,8 +104,9 @@ def check_targets(enabled: bool | None = None) -> None:
     the device has got that far, raises IndexError with the row and the index.
 
     Where no later call follows, as after the last batch of an evaluation, ``check_targets()`` waits
-    for the devices and raises what they have found. So do the other two: a new mode begins with
-    nothing untold. A device whose current stream is being captured in a CUDA graph is left out.
+    for the current stream of each device and raises what has been found. So do the other two. What
+    runs on another stream is told once that stream has got there. A device whose current stream is
+    being captured in a CUDA graph is left out.
 
     Args:
         enabled: True makes every call on a CUDA device look at its targets first, wait for the
