@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,13 +15,14 @@ from bench.cases import WORKS_OF_DEVICE
 from bench.environment import query_gpu
 from bench.problem import Problem
 from bench.shapes import Shape
+from torchce_cuda.chunks import _gemm_adds_wider
 
 SHAPES = {  # bfloat16
     "cuda": (Shape("1 GiB", (8192, 65536), ""), Shape("2 GiB", (16384, 65536), "")),
     "cpu": (Shape("1 MiB", (8, 65536), ""),),
 }
 REPEATS = 3
-COPIES_UNDER_LOAD = 2000  # of 1 GiB: more than a second of work while the clocks are read
+COPIES_UNDER_LOAD = 1000  # of 1 GiB: about a second, the time that a power reading is a mean of
 
 
 def measure(device: str) -> dict[str, str | float]:
@@ -37,14 +40,29 @@ def measure(device: str) -> dict[str, str | float]:
         properties = torch.cuda.get_device_properties(device)
         measured["gpu multiprocessors"] = properties.multi_processor_count
         measured["gpu L2 MiB"] = properties.L2_cache_size / 2**20
-        copy = Copy(problems[0])
-        for _ in range(COPIES_UNDER_LOAD):
-            copy.run()
-        loaded = query_gpu()
-        torch.cuda.synchronize()
+        dtypes = (torch.bfloat16, torch.float16)
+        added = [str(each) for each in dtypes if _gemm_adds_wider(each, torch.float32, device)]
+        measured["GEMM adds to float32"] = ", ".join(added) or "no 16-bit products"
+        loaded = under_load(Copy(problems[0]).run, query_gpu)
         for name in ("clocks.sm", "power.draw"):
             measured[f"gpu {name}, copying"] = loaded.get(name, "unknown")
     return measured
+
+
+def under_load(copy: Callable[[], object], query: Callable[[], dict]) -> dict[str, str]:
+    """What the device says of itself while it copies: before, and for as long as it is asked."""
+
+    def copy_many() -> None:
+        for _ in range(COPIES_UNDER_LOAD):
+            copy()
+        torch.cuda.synchronize()
+
+    copy_many()
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(query)
+        while not asked.done():
+            copy_many()
+    return asked.result()
 
 
 def main() -> int:

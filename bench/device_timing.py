@@ -15,8 +15,9 @@ from bench import timing
 from bench.problem import Problem
 from bench.timing import WARM_UP_CALLS, Contender
 
-LONG_CALL_BYTES = 512 << 20  # of logits: to read them takes more than 100 us at up to 5 TB/s
+LONG_CALL_BYTES = 384 << 20  # of logits: to read them takes more than 80 us at up to 5 TB/s
 CACHES = 3  # L2 sizes that the logits of a graph fill together
+FEWEST_COPIES = 4  # to begin a replay takes some us, which its calls share
 MOST_COPIES = 64  # a few KiB fit any cache however often they are copied
 
 
@@ -25,7 +26,8 @@ def copies(problem: Problem) -> list[Problem]:
     if problem.logits_bytes >= LONG_CALL_BYTES:
         return []
     cache_bytes = torch.cuda.get_device_properties(problem.device).L2_cache_size
-    count = min(MOST_COPIES, math.ceil(CACHES * cache_bytes / problem.logits_bytes))
+    count = math.ceil(CACHES * cache_bytes / problem.logits_bytes)
+    count = min(max(count, FEWEST_COPIES), MOST_COPIES)
     return [problem, *(problem.copy() for _ in range(count - 1))]
 
 
@@ -86,6 +88,7 @@ class Replay:
 
 def _capture(enqueue: Callable[[], object]) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # A capture that fails leaves its own stream the current one; the outer block does not.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         enqueue()
     return graph

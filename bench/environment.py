@@ -76,6 +76,10 @@ def describe(device: str = "cpu") -> dict[str, str]:
 
 def describe_host() -> dict[str, str]:
     """Processor, GPU with its clocks and power, versions, commit and date; needs no build."""
+    gpu = query_gpu()
+    if not gpu and torch.cuda.is_available():  # nvidia-smi is not everywhere
+        capability = "{}.{}".format(*torch.cuda.get_device_capability())
+        gpu = {"name": torch.cuda.get_device_name(), "compute_cap": capability}
     return {
         "cpu": cpu_model(),
         "cores": str(len(os.sched_getaffinity(0))),
@@ -84,7 +88,7 @@ def describe_host() -> dict[str, str]:
         "cuda": torch.version.cuda or "none",
         "commit": commit(),
         "date": today(),
-        **{f"gpu {field}": value for field, value in query_gpu().items()},
+        **{f"gpu {field}": value for field, value in gpu.items()},
     }
 
 
@@ -158,12 +162,12 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """The commit measured, '+changes' if its sources differ; 'unknown' outside git."""
+    """The commit measured, '+changes' if its sources differ; outside git TORCHCE_COMMIT says it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD").strip()
         changed = _git("status", "--porcelain", "--", *MEASURED_SOURCES)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("TORCHCE_COMMIT", "unknown")
     return f"{head}+changes" if changed else head
 
 

@@ -117,10 +117,17 @@ def write(path: Path, results: Iterable[Result], kind: type[Result] = LogitsResu
 
 
 def merge(path: Path, measured: Sequence[Result], kind: type[Result] = LogitsResult) -> None:
-    """Put new rows into a file: they replace the groups that they measured again, as a whole."""
-    replaced = {result.group for result in measured}
+    """Put new rows into a file: they replace the groups that they measured again, as a whole.
+
+    A group where all that was to be timed raised says nothing of what was timed before.
+    """
     earlier = read(path, kind) if path.exists() else []
-    write(path, [row for row in earlier if row.group not in replaced] + list(measured), kind)
+    raised = {row.group for row in measured if row.status == FAILED}
+    timed = {row.group for row in measured if row.status == OK}
+    kept = {row.group for row in earlier if row.status == OK} & raised - timed
+    replaced = {row.group for row in measured} - kept
+    rows = [row for row in earlier if row.group not in replaced]
+    write(path, rows + [row for row in measured if row.group in replaced], kind)
 
 
 def file_name(device: str, machine: str, threads: int) -> str:

@@ -1,8 +1,8 @@
-"""One run: check against float64, weigh, time interleaved, and write each shape when done."""
+"""One run: check against float64, weigh, time interleaved, and write each work when done."""
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,6 +96,7 @@ def run(plan: Plan) -> Path:
     providers = available_providers(plan.wanted_providers())
 
     problems = plan.problems()
+    given_up = []
     started = time.monotonic()
     for index, (shape, dtype) in enumerate(problems):
         if plan.minutes is not None and time.monotonic() - started > plan.minutes * 60:
@@ -105,14 +106,16 @@ def run(plan: Plan) -> Path:
         say(f"[{index + 1}/{len(problems)}] {shape.name} {shape.label} {dtype}")
         try:
             problem = plan.subject.problem(shape, getattr(torch, dtype), plan.device)
+            for contenders in measure(plan, problem, providers):
+                rows = [to_result(plan, shape, dtype, each, described) for each in contenders]
+                results.merge(path, rows, plan.subject.result)
         except ImportError as error:  # of a trained model's shape, which needs a tokenizer
             say(f"skipped {shape.name}: {error}")
-            continue
-        rows = [
-            to_result(plan, shape, dtype, contender, described)
-            for contender in measure(plan, problem, providers)
-        ]
-        results.merge(path, rows, plan.subject.result)
+        except Exception as error:  # no memory for it, say: the next may fit
+            say(f"gave up {shape.name} {dtype}: {summary_of(error)}")
+            given_up.append(f"{shape.name} {dtype}")
+    if given_up:
+        raise SystemExit(f"not measured: {', '.join(given_up)}")
     return path
 
 
@@ -143,21 +146,28 @@ def able(problem: Problem, providers: Iterable[Provider]) -> list[Provider]:
     return taking_part
 
 
-def measure(plan: Plan, problem: Problem, providers: Sequence[Provider]) -> list[Contender]:
-    """Every contender at one shape and dtype."""
+def measure(
+    plan: Plan, problem: Problem, providers: Sequence[Provider]
+) -> Iterator[list[Contender]]:
+    """The contenders of each work in turn, at one shape and dtype."""
     providers = able(problem, providers)
     contenders = []
     for option in plan.options_of(problem.shape):
         contenders += checked(plan, problem, option, providers)
 
-    right = [contender for contender in contenders if contender.status == results.OK]
+    right = timeable(contenders)
     if plan.weigh and problem.logits_bytes >= MIN_BYTES_TO_WEIGH:
         for provider in providers:
             weigh(plan, problem, [each for each in right if each.provider is provider])
     for work in plan.works:
-        of_work = [each for each in right if each.work == work]
-        time_work(problem, of_work, plan.subject.baseline)
-    return contenders
+        of_work = [each for each in contenders if each.work == work]
+        time_work(problem, timeable(of_work), plan.subject.baseline)
+        yield of_work
+
+
+def timeable(contenders: Iterable[Contender]) -> list[Contender]:
+    """Those that nothing is wrong with so far."""
+    return [each for each in contenders if each.status == results.OK]
 
 
 def checked(
@@ -204,7 +214,10 @@ def weigh(plan: Plan, problem: Problem, contenders: Sequence[Contender]) -> None
     """Peak memory of the contenders of one provider."""
     if problem.device == "cuda":
         for each in contenders:
-            each.memory = problem.weigh(each.call, memory.allocated_growth)
+            try:
+                each.memory = problem.weigh(each.call, memory.allocated_growth)
+            except Exception as error:
+                fail(each, error)
             each.call.release()
         return
     if not contenders:
@@ -226,14 +239,14 @@ def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) 
     if not contenders:
         return
     others = environment.OtherProcesses()
-    if problem.device == "cuda":
-        times = (
-            interleave(calls_of(problem, contenders, baseline), device_timing.time_on_host)
-            if contenders[0].call.on_host
-            else times_on_device(problem, contenders, baseline)
-        )
-    else:
-        times = interleave(calls_of(problem, contenders, baseline))
+    try:
+        times = times_of(problem, contenders, baseline)
+    # No memory, or a device that a provider left broken: nobody is timed, and the run goes on.
+    except Exception as error:
+        say(f"  failed: {contenders[0].work}: {summary_of(error)}")
+        for each in timeable(contenders):
+            fail(each, error)
+        return
     share = others.share()
     clocks = environment.clocks() if problem.device == "cuda" else ""
     if clocks:
@@ -250,6 +263,17 @@ def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) 
         each.baseline_time = times[baseline]
         spread = (each.time.q3 - each.time.q1) / each.time.median
         say(f"  {each.work:16} {each.name:36} {each.time.median:12.1f} us, IQR {spread:.1%}")
+
+
+def times_of(
+    problem: Problem, contenders: Sequence[Contender], baseline: str
+) -> dict[str, Summary]:
+    """By the clock of the device and the work."""
+    if problem.device != "cuda":
+        return interleave(calls_of(problem, contenders, baseline))
+    if contenders[0].call.on_host:
+        return interleave(calls_of(problem, contenders, baseline), device_timing.time_on_host)
+    return times_on_device(problem, contenders, baseline)
 
 
 def calls_of(
@@ -271,7 +295,7 @@ def times_on_device(
         calls = [copy.call(each.work, each.call.loss, each.option) for copy in copies]
         try:
             replays[each.name] = device_timing.Replay(calls)
-        except RuntimeError as error:
+        except Exception as error:  # each compiler has exceptions of its own
             fail(each, error)
     times = interleave(replays, device_timing.time_calls)
     return {name: time.of_one(len(copies)) for name, time in times.items()}

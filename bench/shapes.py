@@ -147,6 +147,14 @@ SHAPES = {
             options=EVERY_OPTION,
             devices=("cuda",),
         ),
+        Shape(
+            "llama3-batch",
+            (8192, 128256),
+            "the same, of a large vocabulary",
+            dtypes=("bfloat16",),
+            options=(PLAIN, "focal", "smoothing", "softcap", "focal+smoothing"),
+            devices=("cuda",),
+        ),
         _trained("trained-batch", 16384, ALL_DTYPES, "cuda"),
         Shape("imagenet-batch", (1024, 1000), "a few microseconds of work", devices=("cuda",)),
     )

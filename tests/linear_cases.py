@@ -120,7 +120,7 @@ def _parts(name: str, problem: LinearProblem):
     if name in ("loss", "grad_hidden") or problem.target.is_floating_point():
         yield "all", slice(None) if name != "loss" or problem.grad_loss.dim() else ...
         return
-    is_target = torch.zeros(CLASSES, dtype=torch.bool)
+    is_target = torch.zeros(CLASSES, dtype=torch.bool, device=problem.target.device)
     is_target[problem.target[problem.target >= 0]] = True
     yield "classes that are a target", is_target
     yield "other classes", ~is_target

@@ -327,6 +327,87 @@ def test_merging_replaces_what_was_measured_again_and_keeps_the_rest(tmp_path):
     assert results.read(path) == forward + again
 
 
+def test_a_group_that_only_raised_replaces_nothing(tmp_path):
+    path = tmp_path / "results.csv"
+    results.merge(path, RESULTS)
+    raised = dataclasses.replace(row(OURS, 0.0), status=results.FAILED, median_us=None)
+    results.merge(path, [raised])
+    assert results.read(path) == RESULTS
+    elsewhere = dataclasses.replace(raised, work="one_pass")
+    results.merge(path, [elsewhere])
+    assert results.read(path) == [*RESULTS, elsewhere]
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Runs `F.cross_entropy` of the smallest shape, timed by a function; returns the file."""
+    path = tmp_path / "logits.csv"
+    command = f"bench logits --shapes small --options plain --no-memory --csv {path}"
+    command += f" --providers {TORCH} --works forward one_pass --dtypes float32"
+
+    def measure(interleave):
+        monkeypatch.setattr(run, "interleave", interleave)
+        monkeypatch.setattr(sys, "argv", command.split())
+        __main__.main()
+
+    return path, measure
+
+
+def after_one(error):
+    """Of two kinds of work one is timed, the other raises."""
+    summaries = iter([timing.Summary(1.0, 1.0, 1.0, 7)])
+
+    def interleave(contenders, *_):
+        if summary := next(summaries, None):
+            return dict.fromkeys(contenders, summary)
+        raise error
+
+    return interleave
+
+
+def test_what_raises_while_it_is_timed_is_recorded(measured, capsys):
+    path, measure = measured
+    measure(after_one(torch.OutOfMemoryError("out of memory\nand a long trace")))
+    reason = "OutOfMemoryError: out of memory"
+    assert [(row.work, row.status, row.detail) for row in results.read(path)] == [
+        ("forward", results.OK, ""),
+        ("one_pass", results.FAILED, reason),
+    ]
+    assert f"failed: one_pass: {reason}" in capsys.readouterr().err
+
+
+def test_each_work_is_written_when_it_is_done(measured):
+    path, measure = measured
+    with pytest.raises(KeyboardInterrupt):
+        measure(after_one(KeyboardInterrupt()))
+    assert [row.work for row in results.read(path)] == ["forward"]
+
+
+def test_a_problem_that_cannot_be_made_does_not_end_the_run(tmp_path):
+    def problem(shape, *where):
+        if shape.name == "small":
+            raise torch.OutOfMemoryError("too large")
+        return Problem(TINY, *where)
+
+    path = tmp_path / "results.csv"
+    plan = run.Plan(
+        subject=dataclasses.replace(SUBJECTS["logits"], problem=problem),
+        device="cpu",
+        shapes=[SHAPES["small"], TINY],
+        dtypes=["float32"],
+        works=["forward"],
+        options=None,
+        providers=[TORCH],
+        minutes=None,
+        weigh=False,
+        threads=torch.get_num_threads(),
+        csv=path,
+    )
+    with pytest.raises(SystemExit, match="not measured: small float32"):
+        run.run(plan)
+    assert [row.shape for row in results.read(path)] == ["tiny"]
+
+
 def test_comparison_of_known_times():
     forward, plain, focal = compare(RESULTS)
     assert (plain.speedup, plain.speedup_over_compiled, plain.met, plain.lost) == (

@@ -16,6 +16,7 @@ from bench.linear.providers import TORCH
 from bench.providers import OURS, Provider
 from bench.results import TrainingResult
 from bench.training import check
+from bench.training import problem as training_problem
 from bench.training.cases import SHAPES
 from bench.training.check import TrainingExpected
 from bench.training.problem import Step, TrainingProblem, largest_batch
@@ -136,11 +137,12 @@ def test_no_batch_may_fit():
     assert largest_batch(lambda batch: 10 * batch + 1000, 900, {8: 1080}) == 0
 
 
-def test_a_step_is_weighed_with_its_state_and_its_largest_batch(problem):
+def test_a_step_is_weighed_with_its_state_and_its_largest_batch(monkeypatch, problem):
     step = Step(PROVIDERS[TORCH].load(STEP), problem)
     step.run()
     problem.shape = dataclasses.replace(TINY, memory_limit=step.state_bytes() + 5000)
     calls = []
+    monkeypatch.setattr(training_problem, "Transformer", None)  # that there is serves every batch
 
     def growth(call):
         calls.append(call())

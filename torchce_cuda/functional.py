@@ -284,7 +284,7 @@ def check_composition(shape, dtype, target, weight, options) -> None:
         return
 
     def stand_in(tensor):
-        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+        return torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
 
     seen = target
     while torch._C._functorch.is_gradtrackingtensor(seen):
@@ -292,7 +292,7 @@ def check_composition(shape, dtype, target, weight, options) -> None:
     visible = seen.is_cpu and not seen.is_floating_point() and not is_batched(seen)
     with torch.no_grad():
         _ops.divisor(
-            torch.zeros((), dtype=dtype).expand(shape),
+            torch.zeros((), dtype=dtype, device="cpu").expand(shape),
             seen if visible else stand_in(target),
             None if weight is None else stand_in(weight),
             None,

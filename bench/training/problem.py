@@ -19,12 +19,21 @@ LEARNING_RATE = 1e-3
 class TrainingProblem(Problem):
     """Random tokens, and a model that each call gets a copy of."""
 
-    def __init__(self, shape: TrainingShape, dtype: torch.dtype, device: str = "cpu"):
+    def __init__(
+        self,
+        shape: TrainingShape,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        model: Transformer | None = None,  # one that was made already; batches may differ
+    ):
         super().__init__(shape, dtype, device)
         size = (shape.batch, shape.model["context"])
         self.tokens = torch.randint(shape.cols, size, generator=self._generator, device=device)
-        torch.manual_seed(SEED)
-        self.model = Transformer(**shape.model).to(device, dtype)
+        if model is None:
+            torch.manual_seed(SEED)
+            with torch.device(device):
+                model = Transformer(**shape.model).to(dtype)
+        self.model = model
 
     def call(self, work: str, loss: Loss, option: Option) -> "Step":
         return Step(loss, self)
@@ -35,7 +44,8 @@ class TrainingProblem(Problem):
 
         def peak(batch: int) -> float:
             """Of model, optimizer and step."""
-            other = TrainingProblem(self.shape.with_batch(batch), self.dtype, self.device)
+            shape = self.shape.with_batch(batch)
+            other = TrainingProblem(shape, self.dtype, self.device, self.model)
             try:
                 step = Step(call.loss, other)
                 step.run()  # makes the optimizer's state, and compiles what is compiled
