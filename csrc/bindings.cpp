@@ -86,6 +86,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("finish_index_row_f64", &finish_index_row<double>);
   m.def("exp_nonpos_f32", [](float x) { return exp_nonpos(x); });
   m.def("exp_nonpos_f64", [](double x) { return exp_nonpos(x); });
+  m.def("exp_of_sum_f32", [](float x) { return exp_of_sum(x); });
   m.def("exp_nonpos_coarse_f32", [](float x) { return exp_nonpos_coarse(x); });
   m.def("log_positive_f32", [](float x) { return log_positive(x); });
   m.def("log1p_nonneg_f32", [](float x) { return log1p_nonneg(x); });

@@ -142,14 +142,32 @@ CE_HD Acc exp_nonpos(Acc x) {
 #endif
 }
 
-// The same for a result that is rounded to 16 bits: error 5.4e-6, three operations less.
-CE_HD float exp_nonpos_coarse(float x) {
+// The same with ln2 as one constant, for a `tail` of lower degree.
+template <class Tail>
+CE_HD float exp_by_tail(float x, const Tail& tail) {
   using Tr = ExpTraits<float>;
   const float clamped = clamp_exponent(x);
   const float shifted = clamped * 1.4426950408889634f + Tr::kRound;
   const float r = clamped - (shifted - Tr::kRound) * 0.693147181f;
   const float scale = bit_cast<float>(bit_cast<int32_t>(shifted) << Tr::kMantissa);
-  return scale + scale * (r + r * r * (0.500051141f + r * (0.167535141f + r * 0.0412777476f)));
+  return scale + scale * (r + r * r * tail(r));
+}
+
+// One of the terms of a sum: two operations less. Error 1.1e-7, which changes its sign six times
+// within a factor of 2, so that of a sum of many terms is smaller; and 2e-9 |x|, without fma 6e-8
+// |x|, where exp(x) is small beside the 1 of the maximum.
+CE_HD float exp_of_sum(float x) {
+  return exp_by_tail(x, [](float r) {
+    return 0.4999923031f + r * (0.1666711539f + r * (0.04189033177f + r * 0.008312501310f));
+  });
+}
+
+CE_HD double exp_of_sum(double x) { return exp_nonpos(x); }
+
+// For a result that is rounded to 16 bits: error 5.4e-6, three operations less.
+CE_HD float exp_nonpos_coarse(float x) {
+  return exp_by_tail(x,
+                     [](float r) { return 0.500051141f + r * (0.167535141f + r * 0.0412777476f); });
 }
 
 // 1 - exp(-r) for r >= 0 without cancellation; `p` is exp(-r), already known.

@@ -47,6 +47,7 @@ def test_elementary_functions() -> None:
         x = 87.0 * i / 2000
         assert abs(_C.exp_nonpos_f32(-x) / math.exp(-x) - 1) < (3 + x) * EPS  # x itself is rounded
         assert abs(_C.exp_nonpos_f64(-x) / math.exp(-x) - 1) < 4e-16
+        assert abs(_C.exp_of_sum_f32(-x) / math.exp(-x) - 1) < 1.1e-7 + (3 + 2 * x) * EPS
         assert abs(_C.exp_nonpos_coarse_f32(-x) / math.exp(-x) - 1) < 5.4e-6 + (3 + 2 * x) * EPS
         small = x / 87.0
         assert abs(_C.log1p_nonneg_f32(small) / math.log1p(small) - 1) < 6 * EPS
@@ -56,7 +57,12 @@ def test_elementary_functions() -> None:
 
 
 def test_elementary_limits() -> None:
-    for exp in (_C.exp_nonpos_f32, _C.exp_nonpos_f64, _C.exp_nonpos_coarse_f32):
+    for exp in (
+        _C.exp_nonpos_f32,
+        _C.exp_nonpos_f64,
+        _C.exp_of_sum_f32,
+        _C.exp_nonpos_coarse_f32,
+    ):
         assert exp(0.0) == 1.0
         assert exp(-math.inf) == 0.0
         assert math.isnan(exp(math.nan))

@@ -49,8 +49,9 @@ class Rows {
                              problem.probabilities.dtype == problem.logits.dtype) &&
                             problem.probabilities.layout.class_stride == 1 &&
                             problem.weight == nullptr)),
-        direct_(kMayBeDirect && scale_ == Acc(1) && softcap_ == Acc(0) &&
-                problem.logits.layout.class_stride == 1 && problem.grad_layout.class_stride == 1 &&
+        logits_lie_ready_(kMayBeDirect && scale_ == Acc(1) && softcap_ == Acc(0) &&
+                          problem.logits.layout.class_stride == 1),
+        direct_(logits_lie_ready_ && problem.grad_layout.class_stride == 1 &&
                 (spread_lies_ready_ || !problem.has_spread())),
         smoothing_(problem) {}
 
@@ -171,18 +172,19 @@ class Rows {
   // Sums over one tile without the target class, which only the spread of a loss that is not focal
   // counts.
   TileSums<Acc> sum_tile(int64_t row, int64_t target, int64_t index) const {
-    Tile<Acc> tile;
     const Span part = span(index);
-    TileSums<Acc> sums;
-    const int padded = load_logits(row, part, tile.z);
-    sums.row.max = max_of(tile.z, padded);
-    const Acc reference = sums.row.max == -Acc(INFINITY) ? Acc(0) : sums.row.max;
-    const T* next = logits(row, part) + kTile;
-    if (!problem_.has_spread()) {
-      if (part.holds(target)) tile.z[target - part.begin] = -Acc(INFINITY);
-      sums.row.sum = exp_sum(tile.z, padded, reference, next);
-      return sums;
+    const T* source = logits(row, part);
+    if constexpr (kMayBeDirect) {
+      if (logits_lie_ready_ && !problem_.has_spread()) {
+        return sum_exponentials(source, target, part, source);
+      }
     }
+    Tile<Acc> tile;
+    load_logits(row, part, tile.z);
+    if (!problem_.has_spread()) return sum_exponentials(tile.z, target, part, source);
+    TileSums<Acc> sums;
+    const Acc reference = reference_of(tile.z, part, sums);
+    const T* next = source + kTile;
     if (problem_.has_focal_spread()) {
       with_degree(series_, [&](auto degree) {
         sum_spread<decltype(degree)::value>(row, target, part, tile, reference, next, sums);
@@ -196,6 +198,23 @@ class Rows {
         sums.row.spread_gap += unless_zero(target_q, target_gap);
       }
     }
+    return sums;
+  }
+
+  // Also the maximum's part of the sums; the exponentials of a tile of nothing but -inf are about
+  // 0.
+  template <class Z>
+  static Acc reference_of(const Z* z, Span part, TileSums<Acc>& sums) {
+    sums.row.max = max_of(z, part.size);
+    return sums.row.max == -Acc(INFINITY) ? Acc(0) : sums.row.max;
+  }
+
+  template <class Z>
+  static TileSums<Acc> sum_exponentials(const Z* z, int64_t target, Span part, const T* source) {
+    TileSums<Acc> sums;
+    const Acc reference = reference_of(z, part, sums);
+    const int left_out = part.holds(target) ? static_cast<int>(target - part.begin) : -1;
+    sums.row.sum = exp_sum<T>(z, part.size, left_out, reference, source + kTile);
     return sums;
   }
 
@@ -343,6 +362,7 @@ class Rows {
   const Acc scale_, softcap_;
   const FocalSeries<Acc> series_;
   const bool spread_lies_ready_;  // in memory, up to a factor and a constant
+  const bool logits_lie_ready_;
   const bool direct_;  // a gradient needs nothing but the logits and the spread as they lie
   const Smoothing<Acc> smoothing_;
 };

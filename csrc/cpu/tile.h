@@ -118,16 +118,34 @@ CE_HD void prefetch_block(const T* next) {
   for (int64_t i = 0; i < kLanes; i += kCacheLine / sizeof(T)) __builtin_prefetch(next + i);
 }
 
-// sum exp(z - reference)
-template <class T, class Acc = acc_t<T>>
-Acc exp_sum(const Acc* z, int padded, Acc reference, const T* next) {
+// sum exp(z - reference) without the class `left_out` (-1: with all of them), over a tile or logits
+// in memory. Two blocks are not read as they lie: that of this class and one that is not whole.
+template <class T, class Z>
+acc_t<T> exp_sum(const Z* z, int size, int left_out, acc_t<T> reference, const T* next) {
+  using Acc = acc_t<T>;
   Acc sum;
   multiversion([=, &sum] {
     alignas(64) Acc lanes[kLanes] = {};
-    for (int64_t block = 0; block < padded; block += kLanes) {
-      prefetch_block(next + block);
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        lanes[lane] += exp_nonpos(z[block + lane] - reference);
+    const auto add = [&lanes, reference](const auto* block) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        lanes[lane] += exp_of_sum(to_acc(block[lane]) - reference);
+      }
+    };
+    const int whole = size / kLanes * kLanes;
+    int begin = 0;
+    for (const int special : {left_out < 0 ? whole : left_out / kLanes * kLanes, whole}) {
+      for (; begin < special; begin += kLanes) {
+        prefetch_block(next + begin);
+        add(z + begin);
+      }
+      if (begin < size && begin == special) {
+        alignas(64) Acc block[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const int i = begin + lane;
+          block[lane] = i < size && i != left_out ? to_acc(z[i]) : -Acc(INFINITY);
+        }
+        add(block);
+        begin += kLanes;
       }
     }
     sum = fold_sum(lanes);
