@@ -49,6 +49,7 @@ CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapp
 CXX_FLAGS += ["-fopenmp-simd"]
 
 
+CUDA_LIBRARIES = ["lib64", "lib", "targets/x86_64-linux/lib"]  # where packages of CUDA put them
 NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler", "-fvisibility=hidden"]
 
 
@@ -98,7 +99,7 @@ ops_library = cpp_extension.CppExtension(
     CPU_SOURCES + (CUDA_SOURCES if cuda else []),
     py_limited_api=True,
     include_dirs=[str(home / "include")] if cuda else [],
-    library_dirs=[str(home / "lib64")] if cuda else [],
+    library_dirs=[str(home / folder) for folder in CUDA_LIBRARIES] if cuda else [],
     libraries=["cudart_static", "rt", "dl"] if cuda else [],
     extra_compile_args={"cxx": [*CXX_FLAGS, TARGET_TORCH], "nvcc": NVCC_FLAGS},
     # libtorch by name, so that what only CUDA builds of torch have can be looked up at run time

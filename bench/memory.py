@@ -7,6 +7,7 @@ returns freed blocks to the system at once, calls once to load and compile, and 
 kernel's high-water mark. On a CUDA device PyTorch's allocator counts what a call asks for.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -22,6 +23,22 @@ from bench.subjects import SUBJECTS
 
 # glibc otherwise raises its thresholds with every large block freed, up to keeping 32 MiB blocks.
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+# Where a process has freed a large block, as any that trains has, glibc takes blocks of up to this
+# from its heap; larger ones are new pages.
+SETTLED = 32 << 20
+# What is checked is freed in pieces. Of those the heap would keep, they become a hole in which all
+# tensors of one provider fit, and in the next run those of another.
+WITHOUT_HOLES = 1 << 20
+
+
+def take_from_heap(largest: int) -> None:
+    """Have larger blocks of the C library be new pages, returned to the system when freed."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:  # glibc
+        mmap_threshold, trim_threshold = -3, -1
+        set_option(mmap_threshold, largest)
+        set_option(trim_threshold, 2 * largest)
 
 
 def resident_growth(run: Callable[[], object]) -> int:

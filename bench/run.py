@@ -90,6 +90,7 @@ class Contender:
 def run(plan: Plan) -> Path:
     """Measure the plan; returns the file that holds the results."""
     torch.set_num_threads(plan.threads)
+    memory.take_from_heap(memory.WITHOUT_HOLES)
     described = environment.describe(plan.device)
     name = results.file_name(plan.device, described["machine"], plan.threads)
     path = plan.csv or environment.ROOT / results.FOLDER / f"{plan.subject.file}-{name}"
@@ -239,6 +240,7 @@ def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) 
     if not contenders:
         return
     others = environment.OtherProcesses()
+    memory.take_from_heap(memory.SETTLED)
     try:
         times = times_of(problem, contenders, baseline)
     # No memory, or a device that a provider left broken: nobody is timed, and the run goes on.
@@ -247,6 +249,8 @@ def time_work(problem: Problem, contenders: Sequence[Contender], baseline: str) 
         for each in timeable(contenders):
             fail(each, error)
         return
+    finally:
+        memory.take_from_heap(memory.WITHOUT_HOLES)
     share = others.share()
     clocks = environment.clocks() if problem.device == "cuda" else ""
     if clocks:

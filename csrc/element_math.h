@@ -39,13 +39,15 @@ CE_HD ElementTerms<Acc> element_terms(Acc x, Acc t, Acc pos_weight,
   const Acc minus_log_not_p = (x < Acc(0) ? Acc(0) : magnitude) + log_sum;
 
   const Acc not_t = Acc(1) - t, positive = pos_weight * t;
-  const Acc entropy = unless_zero(positive, minus_log_p) + unless_zero(not_t, minus_log_not_p);
-  const Acc entropy_slope = not_t * p - positive * not_p;
-  const Acc a = options.negative * not_t + options.positive * t;
+  // a sum of two products says which of them is rounded
+  const Acc entropy = mul_add(positive, positive == Acc(0) ? Acc(0) : minus_log_p,
+                              unless_zero(not_t, minus_log_not_p));
+  const Acc entropy_slope = mul_add(not_t, p, -(positive * not_p));
+  const Acc a = mul_add(options.negative, not_t, options.positive * t);
   if constexpr (kModulation == Modulation::none) {
     return {a * entropy, a * entropy_slope};
   } else {
-    const Acc u = t * not_p + not_t * p;
+    const Acc u = mul_add(t, not_p, not_t * p);
     const Acc u_slope = p * not_p * (not_t - t);
     // u^(gamma - 1): large for gamma < 1 and u -> 0, where what it multiplies is smaller still;
     // times u before times another small number. A power of a negative number, which a target
@@ -56,7 +58,7 @@ CE_HD ElementTerms<Acc> element_terms(Acc x, Acc t, Acc pos_weight,
             : exp_nonpos((options.gamma - Acc(1)) * log_positive(u < Acc(0) ? Acc(NAN) : u));
     const Acc factor = power * u, factor_slope = options.gamma * (power * u_slope);
     return {a * unless_zero(factor, entropy),
-            a * (factor * entropy_slope + unless_zero(factor_slope, entropy))};
+            a * mul_add(factor, entropy_slope, unless_zero(factor_slope, entropy))};
   }
 }
 

@@ -62,7 +62,7 @@ CE_HD RowResult<Acc> finish_row(const Problem& problem, const Smoothing<Acc>& sm
   const Acc weight = target == kNoTarget ? Acc(0) : weight_of<Acc>(problem, target);
   const Acc target_spread = problem.has_spread() ? smoothing.each * weight : Acc(0);
   if (problem.has_focal_spread()) {
-    return finish_row(norm, smoothing.kept * weight + target_spread, Acc(0), focal,
+    return finish_row(norm, mul_add(smoothing.kept, weight, target_spread), Acc(0), focal,
                       problem.options);
   }
   return finish_row(norm, smoothing.kept * weight, target_spread, plain_spread(sums, norm),

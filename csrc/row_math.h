@@ -54,11 +54,15 @@ struct RowSums {
   }
 };
 
+// sum + coefficient * value, where a coefficient of 0 wins over an infinite value.
+template <class Acc>
+CE_HD Acc add_unless_zero(Acc sum, Acc coefficient, Acc value) {
+  return coefficient == Acc(0) ? sum : std::fma(coefficient, value, sum);
+}
+
 template <class Acc>
 CE_HD Acc rebase_gap(const RowSums<Acc>& sums, Acc max) {
-  return sums.spread_weight == Acc(0)
-             ? sums.spread_gap
-             : std::fma(sums.spread_weight, max - sums.max, sums.spread_gap);
+  return add_unless_zero(sums.spread_gap, sums.spread_weight, max - sums.max);
 }
 
 // fma is written out: the result must not depend on how a compiler contracts a * b + c * d.
@@ -105,7 +109,7 @@ CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& others, Acc z) {
   norm.max = target_leads ? z : others.max;
   // (-inf) - (-inf) and inf - inf make such a row NaN, as log_softmax does
   const Acc others_scale = exp_nonpos(others.max - norm.max);
-  const Acc rest = others.sum * others_scale;
+  const Acc rest = rounded_product(others.sum, others_scale);
   const Acc mine = exp_nonpos(z - norm.max);
   norm.sum = std::fma(others.sum, others_scale, mine);  // written out, as in `merge`
   norm.log_sum = log1p_nonneg(target_leads ? rest : norm.sum - Acc(1));
@@ -127,7 +131,7 @@ struct FocalTerms {
 template <class Acc>
 CE_HD FocalTerms<Acc> focal_terms(Acc g, Acc p, Acc one_minus_p, Acc r, Acc gamma) {
   const Acc p_r = p * (p > Acc(0) ? r : Acc(0));
-  return {g * one_minus_p * r, g * (one_minus_p + gamma * p_r)};
+  return {g * one_minus_p * r, g * mul_add(gamma, p_r, one_minus_p)};
 }
 
 template <class Acc>
@@ -220,7 +224,8 @@ struct SeriesSums {
 };
 
 // The same sums about a maximum that is no lower. Classes at the old one are no longer the
-// likeliest, and join the series.
+// likeliest, and join the series. Products are rounded: they are added to others, in several
+// kernels that must not contract them differently.
 template <class Acc, int kDegree>
 CE_HD SeriesSums<Acc, kDegree> rebase(const SeriesSums<Acc, kDegree>& sums, Acc max) {
   const bool moves = sums.row.max < max;
@@ -230,18 +235,17 @@ CE_HD SeriesSums<Acc, kDegree> rebase(const SeriesSums<Acc, kDegree>& sums, Acc 
   const Acc joins = moves ? sums.focal.top : Acc(0);
   SeriesSums<Acc, kDegree> out;
   out.row.max = max;
-  out.row.sum = sums.row.sum * e;
+  out.row.sum = rounded_product(sums.row.sum, e);
   out.row.spread_weight = sums.row.spread_weight + joins;
-  out.row.spread_gap = out.row.spread_weight == Acc(0)
-                           ? sums.row.spread_gap
-                           : std::fma(out.row.spread_weight, gap, sums.row.spread_gap);
+  out.row.spread_gap = add_unless_zero(sums.row.spread_gap, out.row.spread_weight, gap);
   out.focal.top = moves ? Acc(0) : sums.focal.top;
   Acc factor = 1;
   for (int k = 0; k < kDegree; ++k) {
     factor *= e;
     const Acc power = sums.focal.power[k] + joins;
-    out.focal.power[k] = factor * power;
-    out.focal.times_gap[k] = factor * std::fma(power, -exponent, sums.focal.times_gap[k]);
+    out.focal.power[k] = rounded_product(factor, power);
+    out.focal.times_gap[k] =
+        rounded_product(factor, std::fma(power, -exponent, sums.focal.times_gap[k]));
   }
   return out;
 }

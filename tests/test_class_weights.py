@@ -350,6 +350,23 @@ def test_device_of_the_weights(device: torch.device) -> None:
         )
 
 
+@pytest.mark.parametrize("kind", [list, iter, np.array])
+@pytest.mark.parametrize("max_samples", [None, 20])
+def test_the_default_device_is_of_no_account(kind, max_samples: int | None) -> None:
+    labels = 2 * LABELS
+    probabilities = torch.eye(4)[labels].tolist()
+
+    def weights() -> list[Tensor]:
+        kinds = (labels, probabilities)
+        return [ce.class_weights(kind(each), max_samples=max_samples) for each in kinds]
+
+    expected = weights()
+    with torch.device("meta"):
+        received = weights()
+    for x, y in zip(received, expected, strict=True):
+        same(x, y)
+
+
 def test_many_pieces() -> None:
     """More labels than are counted at a time, and more classes than images are."""
     labels = (torch.rand(3_000_001) ** 2 * 7).long()

@@ -107,6 +107,83 @@ def test_what_a_replay_finds_is_told_outside(inplace: bool) -> None:
         assert_same_bits(x, y)
 
 
+def test_a_call_under_capture_leaves_what_was_found() -> None:
+    ce.check_targets(False)
+    logits, target = make_inputs((64, 1000))
+    bad = target.clone()
+    bad[7] = 1000
+    ce.cross_entropy(logits, target)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    ce.cross_entropy(logits, bad)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        loss = ce.cross_entropy(logits, target)
+    with pytest.raises(IndexError, match="Target 1000 is out of bounds: row 7 of the target"):
+        ce.check_targets()
+    graph.replay()
+    assert_same_bits(loss, ce.cross_entropy(logits, target))
+
+
+def test_asking_disturbs_no_capture_on_another_stream() -> None:
+    logits, target = make_inputs((64, 1000))
+    expected = ce.cross_entropy(logits, target)
+    asking = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = ce.cross_entropy(logits, target)
+        with torch.cuda.stream(asking):
+            ce.check_targets()
+    graph.replay()
+    assert_same_bits(loss, expected)
+
+
+FORKED = """
+import os, torch, torchce_cuda as ce
+ce.cross_entropy(torch.randn(4, 10, device="cuda"), torch.zeros(4, dtype=int, device="cuda"))
+child = os.fork()
+if child == 0:
+    ce.check_targets()  # of a device that the child cannot use
+    print("asked", flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_forked_child_may_ask() -> None:
+    output = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120
+    )
+    assert output.stdout == "asked\n", output.stderr
+
+
+THREADS = """
+import threading, torch, torch.nn.functional as F, torchce_cuda as ce
+
+def work(classes):
+    with torch.cuda.stream(torch.cuda.Stream()):
+        logits = torch.randn(4, classes, device="cuda", requires_grad=True)
+        target = torch.zeros(4, dtype=int, device="cuda")
+        for _ in range(300):
+            ce.cross_entropy(logits, target).backward()
+    done.append(classes)
+
+done = []
+threads = [threading.Thread(target=work, args=(n,)) for n in (13_001, 14_009, 15_013, 16_001)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(sorted(done))
+"""
+
+
+def test_threads_need_different_shared_memory() -> None:
+    """Of the same kernel, whose limit belongs to all of them."""
+    output = subprocess.run(
+        [sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=120
+    )
+    assert output.stdout == "[13001, 14009, 15013, 16001]\n", output.stderr
+
+
 # Without a call of ours before, and so with everything yet to be loaded and allocated; at the end,
 # what needs more shared memory than a kernel has without asking, and clusters.
 FIRST_CALL = """

@@ -94,9 +94,14 @@ def test_a_row_alone_and_among_others(
 
 @pytest.mark.parametrize("options", OPTION_SETS.values(), ids=OPTION_SETS)
 def test_few_long_rows_and_many(options: dict, device: torch.device) -> None:
-    """Few are shared out in parts: on a CPU over threads, on a GPU over blocks."""
-    logits = 3 * torch.randn(300, 16391, device=device)
-    target = torch.randint(16391, (300,), device=device)
+    """Few are shared out in parts: on a CPU over threads, on a GPU over blocks.
+
+    There rows are many if they are twice as many as multiprocessors; those of 132 are on the host.
+    """
+    on_gpu = device.type == "cuda"
+    rows = 2 * (torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 132)
+    logits = 3 * torch.randn(rows, 16391, device=device)
+    target = torch.randint(16391, (rows,), device=device)
     many = ce.cross_entropy(logits, target, reduction="none", z_loss=1e-3, **options)
     few = ce.cross_entropy(logits[7:9], target[7:9], reduction="none", z_loss=1e-3, **options)
     assert_same_bits(few, many[7:9])

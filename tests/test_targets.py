@@ -69,6 +69,18 @@ def test_the_row_is_named(device: torch.device) -> None:
         raise_what_is_pending(device)
 
 
+def test_a_call_with_many_bad_rows_is_told_once(device: torch.device) -> None:
+    """On a GPU it is still finding them when the first has been found."""
+    rows = 500_000 if device.type == "cuda" else 50
+    logits = torch.randn(rows, 100, device=device)
+    ce.cross_entropy(logits, torch.full((rows,), 100, device=device))
+    good = torch.zeros(1, 2, device=device), torch.zeros(1, dtype=int, device=device)
+    with pytest.raises(IndexError, match="Target 100 is out of bounds"):
+        for _ in range(100_000):
+            ce.cross_entropy(*good)
+    raise_what_is_pending(device)
+
+
 def test_the_row_of_a_problem_in_chunks_is_that_of_the_whole(device: torch.device) -> None:
     """Raised by the same call where the device is fast enough, else by a later one."""
     target = torch.zeros(7, dtype=torch.int64, device=device)

@@ -43,6 +43,29 @@ def make_inputs(
     return logits, target, torch.rand(shape[1]).to(dtype)
 
 
+def test_tensors_may_lie_elsewhere_than_where_new_ones_do() -> None:
+    logits, target, weight = make_inputs((5, 7))
+    soft = torch.rand(5, 7, requires_grad=True)  # wants a gradient, and so the composition
+    head = torch.randn(7, 7)
+
+    def losses() -> list[Tensor]:
+        return [
+            ce.cross_entropy(logits, target, weight, normalizer=3.0),
+            ce.cross_entropy(logits, soft, weight),
+            ce.linear_cross_entropy(logits, head, target, normalizer=3.0),
+            ce.linear_cross_entropy(logits, head, soft),
+            ce.sigmoid_focal_loss(logits, soft.detach()),
+            ce.sigmoid_focal_loss(logits, soft),
+            ce.next_token_target(target),
+        ]
+
+    expected = losses()
+    with torch.device("meta"):
+        received = losses()
+    for x, y in zip(received, expected, strict=True):
+        assert_same_bits(x.detach(), y.detach())
+
+
 # The operators: each of them, as `torch.library.opcheck` sees it.
 
 

@@ -75,7 +75,7 @@ def as_normalizer(value, reduction: str) -> Tensor:
     if reduction != "mean":
         raise ValueError(f"normalizer needs reduction='mean', got reduction={reduction!r}")
     if not isinstance(value, Tensor):
-        return torch.tensor(as_number("normalizer", value), dtype=torch.float64)
+        return torch.tensor(as_number("normalizer", value), dtype=torch.float64, device="cpu")
     if value.dim() != 0:
         raise ValueError(f"normalizer has shape {list(value.shape)}, but must be 0-d")
     return value.to(torch.float64)

@@ -104,8 +104,9 @@ def check_targets(enabled: bool | None = None) -> None:
     the device has got that far, raises IndexError with the row and the index.
 
     Where no later call follows, as after the last batch of an evaluation, ``check_targets()`` waits
-    for the devices and raises what they have found. So do the other two: a new mode begins with
-    nothing untold. A device whose current stream is being captured in a CUDA graph is left out.
+    for the current stream of each device and raises what has been found. So do the other two. What
+    runs on another stream is told once that stream has got there. A device whose current stream is
+    being captured in a CUDA graph is left out.
 
     Args:
         enabled: True makes every call on a CUDA device look at its targets first, wait for the
@@ -283,7 +284,7 @@ def check_composition(shape, dtype, target, weight, options) -> None:
         return
 
     def stand_in(tensor):
-        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+        return torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
 
     seen = target
     while torch._C._functorch.is_gradtrackingtensor(seen):
@@ -291,7 +292,7 @@ def check_composition(shape, dtype, target, weight, options) -> None:
     visible = seen.is_cpu and not seen.is_floating_point() and not is_batched(seen)
     with torch.no_grad():
         _ops.divisor(
-            torch.zeros((), dtype=dtype).expand(shape),
+            torch.zeros((), dtype=dtype, device="cpu").expand(shape),
             seen if visible else stand_in(target),
             None if weight is None else stand_in(weight),
             None,

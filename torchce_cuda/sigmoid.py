@@ -80,7 +80,7 @@ def sigmoid_focal_loss(
     others = (target, weight, pos_weight)
     if runs_composition(input, others):
         # the operator's checks of options and dtypes, on no elements
-        nothing = torch.empty(0, dtype=input.dtype), torch.empty(0, dtype=target.dtype)
+        nothing = (torch.empty(0, dtype=x.dtype, device="cpu") for x in (input, target))
         _ops.sigmoid_forward(*nothing, **options)
         return _composition(input, others, options)
     if input.requires_grad and torch.is_grad_enabled():

@@ -179,7 +179,7 @@ def _weights(method: str, beta: float, counts: "_Counts") -> Tensor:
         frequency = n / counts.labels_where_it_occurs()[occurs]
         weights = statistics.median(frequency.tolist()) / frequency
     largest = torch.finfo(torch.float32).max  # probabilities can sum to 1e-40
-    result = torch.ones(len(occurs), dtype=torch.float64)
+    result = torch.ones(len(occurs), dtype=torch.float64, device="cpu")
     result[occurs] = weights.clamp(max=largest)
     return result.float()
 
@@ -204,7 +204,8 @@ class _Counts:
         self.fixed = num_classes
         self.ignore_index = ignore_index
         self.by_image = by_image
-        self.sums = torch.zeros(3 if by_image else 1, num_classes or 0, dtype=torch.float64)
+        rows = 3 if by_image else 1
+        self.sums = torch.zeros(rows, num_classes or 0, dtype=torch.float64, device="cpu")
 
     def add(self, batch: Tensor) -> None:
         """Class indices (n), (n, d1, ...) or class probabilities (n, C), (n, C, d1, ...)."""
@@ -394,7 +395,7 @@ def _array_source(labels, max_samples, seed) -> Iterator[Tensor] | Sequence[Tens
     if labels.ndim == 0:
         labels = labels.reshape(1)
     if max_samples is not None and max_samples < len(labels):
-        indices = torch.tensor(_draw(len(labels), max_samples, seed))
+        indices = torch.tensor(_draw(len(labels), max_samples, seed), device="cpu")
         if not isinstance(labels, Tensor):
             labels = labels[indices.numpy()]
         else:
@@ -486,7 +487,7 @@ def _numbers_as_tensor(numbers: list[int]) -> Tensor:
     for bad in (min(numbers), max(numbers)):
         if not -(2**63) <= bad < 2**63:
             raise IndexError(f"label {bad} is out of bounds")
-    return torch.tensor(numbers, dtype=torch.int64)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def _is_array(value) -> bool:
@@ -517,7 +518,7 @@ def _as_tensor(label) -> Tensor:
             # A copy of its own: writable, in native byte order, without negative strides.
             return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
         if isinstance(label, list | tuple):
-            return torch.tensor(label)
+            return torch.tensor(label, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"labels must be class indices or probabilities: {error}; label_of picks the label of "
@@ -545,7 +546,7 @@ def _sampled(batches: Iterable[Tensor], max_samples: int, seed: int) -> Iterator
     kept: list[tuple[float, int | Tensor]] = []
     bound = math.inf
     for batch in batches:
-        keys = torch.rand(len(batch), generator=generator, dtype=torch.float64)
+        keys = torch.rand(len(batch), generator=generator, dtype=torch.float64, device="cpu")
         chosen = keys < bound
         samples = batch[chosen.to(batch.device)]
         # Clones, since a view would keep all that were chosen with it alive.
@@ -558,7 +559,7 @@ def _sampled(batches: Iterable[Tensor], max_samples: int, seed: int) -> Iterator
     kept = sorted(kept, key=itemgetter(0))[:max_samples]
     numbers = [row for _, row in kept if not isinstance(row, Tensor)]
     if numbers:
-        yield torch.tensor(numbers)
+        yield torch.tensor(numbers, device="cpu")
     yield from (row[None] for _, row in kept if isinstance(row, Tensor))
 
 

@@ -16,16 +16,26 @@ void check_launch(cudaError_t error) {
   if (error != cudaSuccess) fail("CUDA kernel launch: ", error_text(error));
 }
 
+bool is_empty(const TargetError& record) {
+  return __atomic_load_n(&record.row_plus_one, __ATOMIC_ACQUIRE) == 0;
+}
+
 // Takes what kernels have recorded, if anything. They leave a record alone until it is taken.
 std::optional<TargetError> take(TargetError& record) {
-  if (__atomic_load_n(&record.row_plus_one, __ATOMIC_ACQUIRE) == 0) return std::nullopt;
+  if (is_empty(record)) return std::nullopt;
   const TargetError error = record;
   if (__atomic_exchange_n(&record.row_plus_one, 0, __ATOMIC_ACQ_REL) == 0) return std::nullopt;
   return error;
 }
 
-void raise_found(const Device& device) {
-  const auto found = take(device.target_errors->found);
+// Raises what kernels have recorded. The stream is waited for first: the kernel that met one bad
+// row may be about to meet another, and would record it once the first has been taken. Nobody can
+// wait for a stream under capture; what has been found by then a later call raises.
+void raise_found(const Device& device, cudaStream_t stream) {
+  TargetError& record = device.target_errors->found;
+  if (is_empty(record) || is_capturing(stream)) return;
+  synchronise(stream);
+  const auto found = take(record);
   if (!found.has_value()) return;
   fail<std::out_of_range>("Target ", found->index, " is out of bounds: row ",
                           found->row_plus_one - 1,
@@ -33,15 +43,17 @@ void raise_found(const Device& device) {
                           "that row; torchce_cuda.check_targets(True) raises at the call itself");
 }
 
-// For torchce_cuda.check_targets: waits for all that any device still has to do. But nobody can
-// wait for a stream under capture; and before a first call nobody asks whether there is a device.
+// For torchce_cuda.check_targets: waits for the current stream of each device; for all of a device
+// nobody can wait while any of its streams is captured. Before a first call nobody asks whether
+// there is a device.
 void raise_found_on_all_devices() {
   for (const int32_t index : devices_in_use()) {
     const RelaxedCapture relaxed;
     const DeviceGuard guard(index);
-    if (is_capturing(current_stream(index))) continue;
-    synchronise_device();
-    raise_found(device(index));
+    const cudaStream_t stream = current_stream(index);
+    if (is_capturing(stream)) continue;
+    synchronise(stream);
+    raise_found(device(index), stream);
   }
 }
 
@@ -56,7 +68,7 @@ struct Call {
       : guard(logits.get_device_index()),
         device(cuda::device(logits.get_device_index())),
         stream(current_stream(logits.get_device_index())) {
-    raise_found(device);
+    raise_found(device, stream);
   }
 
   // With check_targets(True): nothing is read or written before every target has been seen. A call

@@ -17,13 +17,25 @@ struct Grid {
   size_t shared_bytes = 0;
 };
 
+// Lets a kernel have whatever shared memory the current device can give a block. The limit belongs
+// to the kernel, not to a launch: every thread that sets it sets the same. How L1 and shared memory
+// are divided does not follow from it, but from what a launch asks for.
+template <class... P>
+cudaError_t allow_all_shared_memory(void (*kernel)(P...)) {
+  int device = 0, bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
 // Calls fn with what the runtime wants to know of a launch.
 template <class... P, class Fn>
 cudaError_t configure(void (*kernel)(P...), Grid grid, cudaStream_t stream, const Fn& fn) {
   constexpr size_t kWithoutAsking = 48 << 10;
   if (grid.shared_bytes > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
+    const cudaError_t error = allow_all_shared_memory(kernel);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config = {};

@@ -7,6 +7,8 @@
 namespace torchce::cuda {
 
 // The sums of a team's lanes: first their maximum, then one exponential for each lane, then sums.
+// What is summed is no product: fused with the first addition, it would be rounded in the other
+// lane and not in its own, and each lane would have another sum.
 template <Terms terms, class Acc>
 struct TeamSums {
   template <int kLanes>
@@ -14,7 +16,7 @@ struct TeamSums {
                                                      const LaneGroup<kLanes>& lanes) const {
     const Acc max = lanes.max(sums.max);
     const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
-    sums.sum = lanes.sum(sums.sum * exp_nonpos(sums.max - reference));
+    sums.sum = lanes.sum(rounded_product(sums.sum, exp_nonpos(sums.max - reference)));
     if constexpr (terms == Terms::spread) {
       sums.spread_gap = lanes.sum(rebase_gap(sums, reference));
       sums.spread_weight = lanes.sum(sums.spread_weight);

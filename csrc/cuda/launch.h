@@ -26,8 +26,8 @@ struct Job {
 
 // Of the current device: what the kernels were compiled for, and whether it can schedule clusters
 // of so many blocks, whatever shared memory up to so much each of them asks for.
-int compiled_architecture();
-bool schedules_clusters(int blocks, int64_t shared_bytes);
+cudaError_t ask_compiled_architecture(int& architecture);
+cudaError_t ask_for_clusters(int blocks, int64_t shared_bytes, bool& scheduled);
 
 int64_t partials_bytes(const Problem& problem, const LaunchPlan& plan);
 

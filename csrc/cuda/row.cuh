@@ -182,7 +182,7 @@ struct Spread {
     }
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
-      q[i] = (q[i] * work.smoothing.kept + work.smoothing.each) * weight[i];
+      q[i] = rounded_product(mul_add(q[i], work.smoothing.kept, work.smoothing.each), weight[i]);
     }
   }
 
@@ -279,8 +279,8 @@ struct Row {
         if (!logits.holds(column + i)) z[i] = -Acc(INFINITY);
         const Acc r = norm.log_sum + (norm.max - z[i]);
         const FocalTerms<Acc> focal = focal_terms(exp_nonpos(-r), r, work.series.gamma);
-        sums.loss += unless_zero(q[i], focal.loss);
-        sums.slope += q[i] * focal.slope;
+        sums.loss = add_unless_zero(sums.loss, q[i], focal.loss);
+        sums.slope = mul_add(q[i], focal.slope, sums.slope);
       }
     }
   }
@@ -489,7 +489,7 @@ struct Row {
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) {
         sums.spread_weight += q[i];
-        sums.spread_gap += unless_zero(q[i], reference - z[0][i]);
+        sums.spread_gap = add_unless_zero(sums.spread_gap, q[i], reference - z[0][i]);
       }
     }
     replace_target(z, span, -Acc(INFINITY));
@@ -506,7 +506,7 @@ struct Row {
   }
 
   // What lies outside the row, and the target, is given the maximum: so it is a tie, which none of
-  // the sums of the series counts.
+  // the sums of the series counts. Products are rounded, as in `rebase`.
   template <int kPackets, class Uniform>
   __device__ __forceinline__ void accumulate(Series& sums, Values (&z)[kPackets], const Span& span,
                                              Uniform uniform) const {
@@ -540,30 +540,30 @@ struct Row {
         } else {
           if (tie) pass.focal.top += q[i];
           if (!tie) pass.row.spread_weight += q[i];
-          pass.row.spread_gap += unless_zero(q[i], gap);
-          term = q[i] * e;
+          pass.row.spread_gap = add_unless_zero(pass.row.spread_gap, q[i], gap);
+          term = rounded_product(q[i], e);
         }
 #pragma unroll
         for (int power = 0; power < kSeriesDegree; ++power) {
           pass.focal.power[power] += term;
           pass.focal.times_gap[power] = std::fma(term, finite_gap, pass.focal.times_gap[power]);
-          term *= e;
+          term = rounded_product(term, e);
         }
       }
     }
     if constexpr (Uniform::value) {
       const Acc each = work.smoothing.each;
-      pass.row.spread_weight = each * (Acc(size) - ties);
-      pass.row.spread_gap *= each;
-      pass.focal.top = each * (ties - Acc(left_out));
+      pass.row.spread_weight = rounded_product(each, Acc(size) - ties);
+      pass.row.spread_gap = rounded_product(each, pass.row.spread_gap);
+      pass.focal.top = rounded_product(each, ties - Acc(left_out));
 #pragma unroll
       for (int power = 0; power < kSeriesDegree; ++power) {
-        pass.focal.power[power] *= each;
-        pass.focal.times_gap[power] *= each;
+        pass.focal.power[power] = rounded_product(each, pass.focal.power[power]);
+        pass.focal.times_gap[power] = rounded_product(each, pass.focal.times_gap[power]);
       }
     }
     // a maximum of +inf makes the row NaN
-    pass.row.sum += (ties - Acc(left_out)) * exp_nonpos(max - reference);
+    pass.row.sum = mul_add(ties - Acc(left_out), exp_nonpos(max - reference), pass.row.sum);
     pass.row.max = max;
     sums = add_sums(rebase(sums, max), pass);
   }

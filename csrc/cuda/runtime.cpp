@@ -1,6 +1,7 @@
 #include "runtime.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -39,17 +40,21 @@ TargetErrors* make_target_errors() {
 constexpr int kLargestCluster = 8;
 constexpr int32_t kClusterArchitecture = 90;
 
-// Of the current device.
+// Of the current device. What cannot be asked now, as where memory has run out, can be later: it is
+// raised, and nothing is remembered.
 Device describe(int32_t index) {
   Device device;
   device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
   device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  int compiled = 0;
+  check(ask_compiled_architecture(compiled), "machine code");
   device.architecture = std::min(attribute(cudaDevAttrComputeCapabilityMajor, index) * 10 +
                                      attribute(cudaDevAttrComputeCapabilityMinor, index),
-                                 compiled_architecture());
-  if (device.architecture >= kClusterArchitecture &&
-      !schedules_clusters(kLargestCluster, device.shared_bytes)) {
-    device.architecture = kClusterArchitecture - 1;
+                                 compiled);
+  if (device.architecture >= kClusterArchitecture) {
+    bool scheduled = false;
+    check(ask_for_clusters(kLargestCluster, device.shared_bytes, scheduled), "clusters");
+    if (!scheduled) device.architecture = kClusterArchitecture - 1;
   }
   device.target_errors = make_target_errors();
   return device;
@@ -58,6 +63,7 @@ Device describe(int32_t index) {
 constexpr int32_t kMostDevices = 64;  // of a machine, as in PyTorch
 std::mutex devices_mutex;
 std::array<Device, kMostDevices> devices;
+pid_t user = 0;  // the process that uses them: its forked children cannot
 
 }  // namespace
 
@@ -65,12 +71,14 @@ const Device& device(int32_t index) {
   const std::lock_guard lock(devices_mutex);
   Device& device = devices.at(static_cast<size_t>(index));
   if (device.target_errors == nullptr) device = describe(index);
+  user = getpid();
   return device;
 }
 
 std::vector<int32_t> devices_in_use() {
   const std::lock_guard lock(devices_mutex);
   std::vector<int32_t> in_use;
+  if (user != getpid()) return in_use;
   for (int32_t index = 0; index < kMostDevices; ++index) {
     if (devices[static_cast<size_t>(index)].target_errors != nullptr) in_use.push_back(index);
   }
@@ -107,17 +115,22 @@ cudaStream_t current_stream(int32_t index) {
 
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream, &status), "capture status");
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  if (error == cudaErrorStreamCaptureImplicit) {
+    cudaGetLastError();  // an answer too
+    return true;
+  }
+  check(error, "capture status");
   return status != cudaStreamCaptureStatusNone;
 }
+
+void synchronise(cudaStream_t stream) { check(cudaStreamSynchronize(stream), "synchronisation"); }
 
 void copy_to_host(void* to, const void* from, int64_t bytes, cudaStream_t stream) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream),
         "copy to the host");
-  check(cudaStreamSynchronize(stream), "synchronisation");
+  synchronise(stream);
 }
-
-void synchronise_device() { check(cudaDeviceSynchronize(), "synchronisation"); }
 
 const char* error_text(cudaError_t error) {
   cudaGetLastError();  // told now; PyTorch would find it after its next launch, and blame that

@@ -55,11 +55,12 @@ class DeviceGuard {
 
 cudaStream_t current_stream(int32_t index);
 
+// Also of the default stream while one is captured that it would wait for.
 bool is_capturing(cudaStream_t stream);
 
-// These two wait: for a stream, and for all of the current device.
+// These two wait for the stream.
+void synchronise(cudaStream_t stream);
 void copy_to_host(void* to, const void* from, int64_t bytes, cudaStream_t stream);
-void synchronise_device();
 
 const char* error_text(cudaError_t error);
 

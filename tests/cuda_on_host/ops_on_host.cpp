@@ -43,10 +43,10 @@ DeviceGuard::DeviceGuard(int32_t) {}
 DeviceGuard::~DeviceGuard() {}
 cudaStream_t current_stream(int32_t) { return nullptr; }
 bool is_capturing(cudaStream_t) { return false; }
+void synchronise(cudaStream_t) {}
 void copy_to_host(void* to, const void* from, int64_t bytes, cudaStream_t) {
   std::memcpy(to, from, static_cast<size_t>(bytes));
 }
-void synchronise_device() {}
 const char* error_text(cudaError_t) { return cuda_on_host_error(); }
 
 }  // namespace torchce::cuda

@@ -16,7 +16,7 @@ BUGS = {
         "row.cuh", "z[k][i] = i < left ? z[k][i] : with", "z[k][i] = i <= left ? z[k][i] : with"
     ),
     "what_is_left_out_is_a_tie": Bug(
-        "row.cuh", "(ties - Acc(left_out)) * exp_nonpos", "ties * exp_nonpos"
+        "row.cuh", "mul_add(ties - Acc(left_out), exp_nonpos", "mul_add(ties, exp_nonpos"
     ),
     "no_packet_behind_a_group": Bug(
         "row_view.cuh", "if (row.shift != 0) fetch_behind(", "if (row.shift < 0) fetch_behind("
