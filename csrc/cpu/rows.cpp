@@ -153,7 +153,7 @@ class Rows {
   }
 
   void load_spread(int64_t row, Span span, Acc* q) const {
-    if (spread_lies_ready_) return fill_spread(ready_spread(row, span), 0, span.size, q);
+    if (spread_lies_ready_) return fill_spread(ready_spread(row, span), span.size, q);
     const Acc* weight = static_cast<const Acc*>(problem_.weight);
     load_probabilities(row, span, q);
     probability_spread(q, span.size, smoothing_.kept, smoothing_.each,
@@ -175,69 +175,42 @@ class Rows {
     const Span part = span(index);
     const T* source = logits(row, part);
     if constexpr (kMayBeDirect) {
-      if (logits_lie_ready_ && !problem_.has_spread()) {
-        return sum_exponentials(source, target, part, source);
-      }
+      // the loop of a focal series uses each logit twice: converting it then costs more than a copy
+      const bool converts_once = std::is_same_v<T, Acc> || !problem_.has_focal_spread();
+      if (logits_lie_ready_ && converts_once) return sums_of(source, row, target, part, source);
     }
-    Tile<Acc> tile;
-    load_logits(row, part, tile.z);
-    if (!problem_.has_spread()) return sum_exponentials(tile.z, target, part, source);
+    alignas(64) Acc z[kTile];
+    load_logits(row, part, z);
+    return sums_of(z, row, target, part, source);
+  }
+
+  template <class Z>
+  TileSums<Acc> sums_of(const Z* z, int64_t row, int64_t target, Span part, const T* source) const {
     TileSums<Acc> sums;
-    const Acc reference = reference_of(tile.z, part, sums);
+    sums.row.max = max_of(z, part.size);
+    // the exponentials of a tile of nothing but -inf are about 0
+    const Acc reference = sums.row.max == -Acc(INFINITY) ? Acc(0) : sums.row.max;
+    const int left_out = part.holds(target) ? static_cast<int>(target - part.begin) : -1;
     const T* next = source + kTile;
+    if (!problem_.has_spread()) {
+      sums.row.sum = exp_sum<T>(z, part.size, left_out, reference, next);
+      return sums;
+    }
+    alignas(64) Acc buffer[kTile];
+    const Spread<T> q = spread(row, part, buffer);
     if (problem_.has_focal_spread()) {
       with_degree(series_, [&](auto degree) {
-        sum_spread<decltype(degree)::value>(row, target, part, tile, reference, next, sums);
+        spread_sums<decltype(degree)::value>(z, part.size, q, left_out, reference, next, sums);
       });
-    } else {
-      const Acc target_gap = part.holds(target) ? reference - tile.z[target - part.begin] : Acc(0);
-      sum_spread<0>(row, target, part, tile, reference, next, sums);
-      if (part.holds(target)) {
-        const Acc target_q = smoothing_.each * weight_of<Acc>(problem_, target);
-        sums.row.spread_weight += target_q;
-        sums.row.spread_gap += unless_zero(target_q, target_gap);
-      }
+      return sums;
+    }
+    spread_sums<0>(z, part.size, q, left_out, reference, next, sums);
+    if (left_out >= 0) {
+      const Acc target_q = smoothing_.each * weight_of<Acc>(problem_, target);
+      sums.row.spread_weight += target_q;
+      sums.row.spread_gap += unless_zero(target_q, reference - to_acc(z[left_out]));
     }
     return sums;
-  }
-
-  // Also the maximum's part of the sums; the exponentials of a tile of nothing but -inf are about
-  // 0.
-  template <class Z>
-  static Acc reference_of(const Z* z, Span part, TileSums<Acc>& sums) {
-    sums.row.max = max_of(z, part.size);
-    return sums.row.max == -Acc(INFINITY) ? Acc(0) : sums.row.max;
-  }
-
-  template <class Z>
-  static TileSums<Acc> sum_exponentials(const Z* z, int64_t target, Span part, const T* source) {
-    TileSums<Acc> sums;
-    const Acc reference = reference_of(z, part, sums);
-    const int left_out = part.holds(target) ? static_cast<int>(target - part.begin) : -1;
-    sums.row.sum = exp_sum<T>(z, part.size, left_out, reference, source + kTile);
-    return sums;
-  }
-
-  // Adds all sums of a spread but the target class's.
-  template <int kDegree>
-  void sum_spread(int64_t row, int64_t target, Span part, Tile<Acc>& tile, Acc reference,
-                  const T* next, TileSums<Acc>& sums) const {
-    Spread<T> q = spread(row, part, tile.q);
-    const bool holds_target = part.holds(target);
-    int whole = part.size / kLanes * kLanes;
-    if (!q.same() && holds_target) {  // the spread of the target class is made 0, in the buffer
-      fill_spread(q, 0, part.size, tile.q);
-      tile.q[target - part.begin] = Acc(0);
-      whole = 0;
-    } else if (!q.same() && q.values != tile.q) {
-      fill_spread(q, whole, part.size, tile.q);
-    }
-    const Acc left_out = counts_ties(q.same(), kDegree) ? reference : -Acc(INFINITY);
-    if (holds_target) tile.z[target - part.begin] = left_out;
-    const int padded = pad(tile.z, part.size, left_out);
-    pad(tile.q, part.size, Acc(0));
-    spread_sums<kDegree>(tile.z, q, q.same() ? padded : whole, tile.q, padded,
-                         padded - part.size + holds_target, reference, next, sums);
   }
 
   // With focal loss every class has a factor that depends on its p. Where the series does not serve

@@ -118,8 +118,36 @@ CE_HD void prefetch_block(const T* next) {
   for (int64_t i = 0; i < kLanes; i += kCacheLine / sizeof(T)) __builtin_prefetch(next + i);
 }
 
-// sum exp(z - reference) without the class `left_out` (-1: with all of them), over a tile or logits
-// in memory. Two blocks are not read as they lie: that of this class and one that is not whole.
+// The blocks of a tile: `whole(begin)` for those that are read as they lie, `patched(begin)` for
+// that of the class `left_out` (-1: none) and for one that the tile does not fill.
+template <class Whole, class Patched>
+CE_HD void for_each_block(int size, int left_out, const Whole& whole, const Patched& patched) {
+  const int filled = size / kLanes * kLanes;
+  int begin = 0;
+  for (const int other : {left_out < 0 ? filled : left_out / kLanes * kLanes, filled}) {
+    for (; begin < other; begin += kLanes) whole(begin);
+    if (begin < size && begin == other) {
+      patched(begin);
+      begin += kLanes;
+    }
+  }
+}
+
+// One block of values, with something else in the place of the class that is left out and behind
+// the tile.
+template <class Acc, class Value>
+CE_HD void patch_block(int begin, int size, int left_out, const Value& value, Acc otherwise,
+                       Acc* block) {
+  if (begin + kLanes <= size) {
+    for (int lane = 0; lane < kLanes; ++lane) block[lane] = value(begin + lane);
+  } else {
+    for (int lane = 0; lane < kLanes; ++lane) block[lane] = otherwise;
+    for (int i = begin; i < size; ++i) block[i - begin] = value(i);
+  }
+  if (left_out >= begin && left_out < begin + kLanes) block[left_out - begin] = otherwise;
+}
+
+// sum exp(z - reference) without the class `left_out`, over a tile or logits in memory.
 template <class T, class Z>
 acc_t<T> exp_sum(const Z* z, int size, int left_out, acc_t<T> reference, const T* next) {
   using Acc = acc_t<T>;
@@ -131,23 +159,18 @@ acc_t<T> exp_sum(const Z* z, int size, int left_out, acc_t<T> reference, const T
         lanes[lane] += exp_of_sum(to_acc(block[lane]) - reference);
       }
     };
-    const int whole = size / kLanes * kLanes;
-    int begin = 0;
-    for (const int special : {left_out < 0 ? whole : left_out / kLanes * kLanes, whole}) {
-      for (; begin < special; begin += kLanes) {
-        prefetch_block(next + begin);
-        add(z + begin);
-      }
-      if (begin < size && begin == special) {
-        alignas(64) Acc block[kLanes];
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const int i = begin + lane;
-          block[lane] = i < size && i != left_out ? to_acc(z[i]) : -Acc(INFINITY);
-        }
-        add(block);
-        begin += kLanes;
-      }
-    }
+    for_each_block(
+        size, left_out,
+        [=](int begin) {
+          prefetch_block(next + begin);
+          add(z + begin);
+        },
+        [=](int begin) {
+          alignas(64) Acc block[kLanes];
+          patch_block(
+              begin, size, left_out, [z](int i) { return to_acc(z[i]); }, -Acc(INFINITY), block);
+          add(block);
+        });
     sum = fold_sum(lanes);
   });
   return sum;
@@ -202,11 +225,11 @@ void with_spread(const Spread<T>& spread, const Body& body) {
 }
 
 template <class T>
-void fill_spread(const Spread<T>& spread, int64_t begin, int64_t end, acc_t<T>* q) {
+void fill_spread(const Spread<T>& spread, int size, acc_t<T>* q) {
   with_spread(spread, [=](auto value, acc_t<T> scale, auto) {
     multiversion([=] {
 #pragma GCC ivdep
-      for (int64_t i = begin; i < end; ++i) q[i] = scale * value(i);
+      for (int64_t i = 0; i < size; ++i) q[i] = scale * value(i);
     });
   });
 }
@@ -218,46 +241,46 @@ struct TileSums {
   FocalSums<Acc> focal;
 };
 
-// The classes that a pass over a spread leaves out, padding included, are given the tile's maximum
-// as logit: with the classes that have it they are counted as ties, apart from the sums.
-constexpr bool counts_ties(bool same, int degree) { return same || degree > 0; }
-
-// All sums but the maximum, where there is a spread: those of the exponentials and of the spread in
-// one loop, and the sums for a focal series of degree kDegree (0: none). From `whole` on the spread
-// is in `buffer`.
-template <int kDegree, class T, class Acc = acc_t<T>>
-void spread_sums(const Acc* z, const Spread<T>& spread, int whole, const Acc* buffer, int padded,
-                 int left_out, Acc reference, const T* next, TileSums<Acc>& sums) {
+// All sums but the maximum, where there is a spread, without the class `left_out`: those of the
+// exponentials and of the spread in one loop, and the sums for a focal series of degree kDegree (0:
+// none). For the series, classes at the maximum are counted as ties, apart from the sums.
+template <int kDegree, class T, class Z, class Acc = acc_t<T>>
+void spread_sums(const Z* z, int size, const Spread<T>& spread, int left_out, Acc reference,
+                 const T* next, TileSums<Acc>& sums) {
   with_spread(spread, [=, &sums](auto in_memory, Acc scale, auto same) {
     multiversion([=, &sums] {
-      constexpr bool kSame = decltype(same)::value;
-      constexpr bool kTies = counts_ties(kSame, kDegree);
+      constexpr bool kSame = decltype(same)::value, kTies = kDegree > 0;
       alignas(64) Acc sum[kLanes] = {}, weight[kLanes] = {}, gap[kLanes] = {};
       alignas(64) Acc ties[kLanes] = {}, top[kLanes] = {};
       alignas(64) Acc power[kDegree + 1][kLanes] = {}, times_gap[kDegree + 1][kLanes] = {};
-      const auto add = [&](int64_t block, auto q) {
-        prefetch_block(next + block);
+      const auto add = [&, reference](const Acc* block, const auto& q, auto all_counted) {
         // Selects are between constants, and that of unless_zero is apart from the exponentials:
         // otherwise the compiler makes them branches, and nothing is vectorised.
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          const Acc z_i = z[block + lane], q_i = q(block + lane);
+          const Acc z_i = block[lane], q_i = q(lane);
           const Acc tie = kTies && z_i == reference ? Acc(1) : Acc(0);
           if constexpr (kTies) ties[lane] += tie;
-          if constexpr (kSame) {
-            gap[lane] += reference - z_i;
-          } else {
+          if constexpr (!kSame) {
             if constexpr (kTies) top[lane] += tie * q_i;
             weight[lane] += kTies ? (Acc(1) - tie) * q_i : q_i;
+          }
+          if constexpr (kSame && decltype(all_counted)::value) {
+            gap[lane] += reference - z_i;
+          } else {
             gap[lane] += unless_zero(q_i, reference - z_i);
           }
         }
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          const Acc z_i = z[block + lane];
-          const Acc left_out = kTies && z_i == reference ? ExpTraits<Acc>::kLowest : Acc(0);
+          const Acc z_i = block[lane];
+          if constexpr (kDegree == 0) {
+            sum[lane] += exp_of_sum(z_i - reference);
+            continue;
+          }
+          const Acc left_out = z_i == reference ? ExpTraits<Acc>::kLowest : Acc(0);
           const Acc exponent = clamp_exponent((z_i - reference) + left_out);
           const Acc e = exp_clamped(exponent);
           sum[lane] += e;
-          Acc term = q(block + lane) * e;
+          Acc term = q(lane) * e;
 #pragma GCC unroll 8
           for (int k = 0; k < kDegree; ++k) {
             if (!kSame || k > 0) power[k][lane] += term;
@@ -266,21 +289,35 @@ void spread_sums(const Acc* z, const Spread<T>& spread, int whole, const Acc* bu
           }
         }
       };
-      for (int64_t block = 0; block < whole; block += kLanes) {
-        if constexpr (!kSame) prefetch_block(in_memory.values + kTile + block);
-        add(block, in_memory);
-      }
-      if constexpr (!kSame) {
-        const auto in_buffer = [=](int64_t i) { return buffer[i]; };
-        for (int64_t block = whole; block < padded; block += kLanes) add(block, in_buffer);
-      }
+      for_each_block(
+          size, left_out,
+          [=](int begin) {
+            prefetch_block(next + begin);
+            if constexpr (!kSame) prefetch_block(in_memory.values + kTile + begin);
+            const auto q = [=](int64_t lane) { return in_memory(begin + lane); };
+            if constexpr (std::is_same_v<Z, Acc>) {
+              add(z + begin, q, std::true_type{});
+            } else {  // converted once, for both loops
+              alignas(64) Acc block[kLanes];
+#pragma GCC unroll 1
+              for (int64_t lane = 0; lane < kLanes; ++lane) block[lane] = to_acc(z[begin + lane]);
+              add(block, q, std::true_type{});
+            }
+          },
+          [=](int begin) {
+            alignas(64) Acc block[kLanes], q[kLanes];
+            patch_block(
+                begin, size, left_out, [z](int i) { return to_acc(z[i]); }, -Acc(INFINITY), block);
+            patch_block(begin, size, left_out, in_memory, Acc(0), q);
+            add(block, [&q](int64_t lane) { return q[lane]; }, std::false_type{});
+          });
       RowSums<Acc>& row = sums.row;
       FocalSums<Acc>& focal = sums.focal;
       row.sum = fold_sum(sum);
       if constexpr (kSame && kDegree > 0) focal.power[0] = scale * row.sum;
-      const Acc count = fold_sum(ties) - Acc(left_out);
+      const Acc count = fold_sum(ties);
       if constexpr (kTies) row.sum += count * exp_nonpos(row.max - reference);  // +inf: NaN
-      const Acc all_weight = kSame ? Acc(padded - left_out) : fold_sum(weight);
+      const Acc all_weight = kSame ? Acc(size - (left_out < 0 ? 0 : 1)) : fold_sum(weight);
       focal.top = scale * (kSame ? count : fold_sum(top));
       row.spread_weight = scale * all_weight;
       if constexpr (kSame && kDegree > 0) row.spread_weight -= focal.top;
