@@ -90,6 +90,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("exp_nonpos_coarse_f32", [](float x) { return exp_nonpos_coarse(x); });
   m.def("log_positive_f32", [](float x) { return log_positive(x); });
   m.def("log1p_nonneg_f32", [](float x) { return log1p_nonneg(x); });
+  m.def("log1p_unit_f32", [](float x) { return log1p_unit(x); });
   m.def("tanh_f32", [](float x) { return tanh_any(x); });
   m.def("one_minus_exp_f32", [](float r) { return one_minus_exp(r, exp_nonpos(-r)); });
 }

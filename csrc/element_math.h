@@ -34,7 +34,7 @@ CE_HD ElementTerms<Acc> element_terms(Acc x, Acc t, Acc pos_weight,
   const Acc e = exp_nonpos(-magnitude);
   const Acc larger = Acc(1) / (Acc(1) + e), smaller = e * larger;
   const Acc p = x < Acc(0) ? smaller : larger, not_p = x < Acc(0) ? larger : smaller;
-  const Acc log_sum = log1p_nonneg(e);  // softplus(|x|) - |x|
+  const Acc log_sum = log1p_unit(e);  // softplus(|x|) - |x|
   const Acc minus_log_p = (x < Acc(0) ? magnitude : Acc(0)) + log_sum;
   const Acc minus_log_not_p = (x < Acc(0) ? Acc(0) : magnitude) + log_sum;
 

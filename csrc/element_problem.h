@@ -1,6 +1,8 @@
 // One sigmoid-loss problem as plain data: what the kernels of both backends are given.
 #pragma once
 
+#include <algorithm>
+
 #include "dispatch.h"
 #include "element_math.h"
 
@@ -69,6 +71,12 @@ struct ElementProblem {
   Operand grad;                   // logits' dtype
 
   CE_HD int64_t inner_size() const { return size[dims - 1]; }
+
+  // Whether the gradient of the loss is the same for all elements.
+  bool one_upstream() const {
+    return std::all_of(grad_loss.stride, grad_loss.stride + dims,
+                       [](int64_t stride) { return stride == 0; });
+  }
 
   CE_HD int64_t offset(const Operand& operand, int64_t index) const {
     int64_t at = 0;

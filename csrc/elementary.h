@@ -225,6 +225,27 @@ CE_HD float log1p_nonneg(float x) {
 
 CE_HD double log1p_nonneg(double x) { return std::log1p(x); }
 
+// The same for x in [0, 1], where a polynomial needs neither exponent nor division.
+CE_HD float log1p_unit(float x) {
+#ifdef __CUDA_ARCH__
+  return log1pf(x);
+#else
+  // (log(1 + x) - x) / x^2: 5.1e-9 of log(1 + x)
+  float q = -3.31847392e-3f;
+  q = 2.02045913e-2f + x * q;
+  q = -5.76644567e-2f + x * q;
+  q = 1.06805568e-1f + x * q;
+  q = -1.53553971e-1f + x * q;
+  q = 1.96954009e-1f + x * q;
+  q = -2.49585875e-1f + x * q;
+  q = 3.33305113e-1f + x * q;
+  q = -4.99999328e-1f + x * q;
+  return x + x * x * q;
+#endif
+}
+
+CE_HD double log1p_unit(double x) { return std::log1p(x); }
+
 // 1 / x for x in [1, 2]: on the device one instruction, 1 ulp.
 CE_HD float reciprocal(float x) {
 #ifdef __CUDA_ARCH__

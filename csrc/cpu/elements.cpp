@@ -116,16 +116,24 @@ void loss_of_tile(ElementTile<Acc>& tile, int size, const ElementOptions<Acc>& o
   });
 }
 
+template <class Acc>
+void load_upstream(const ElementProblem& problem, int64_t begin, int size, Acc* upstream) {
+  load_tile(problem, problem.grad_loss, begin, size, upstream);
+  const Acc divisor = *static_cast<const Acc*>(problem.divisor);
+  multiversion([=] {
+    for (int i = 0; i < size; ++i) upstream[i] /= divisor;
+  });
+}
+
 template <Modulation kModulation, class Acc>
-void gradient_of_tile(ElementTile<Acc>& tile, int size, const ElementOptions<Acc>& options,
-                      Acc divisor) {
+void gradient_of_tile(ElementTile<Acc>& tile, int size, const ElementOptions<Acc>& options) {
   multiversion([=, &tile] {
 #pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) {
       const Acc t = tile.t[i];
       const ElementTerms<Acc> terms =
           element_terms<kModulation>(tile.x[i], t, tile.pos_weight[i], options);
-      const Acc grad = tile.upstream[i] / divisor * (tile.weight[i] * terms.slope);
+      const Acc grad = tile.upstream[i] * (tile.weight[i] * terms.slope);
       tile.x[i] = t == options.ignored ? Acc(0) : grad;
     }
   });
@@ -201,11 +209,12 @@ void elements_backward(const ElementProblem& problem) {
       parallel_for(tiles_of(problem), kGrainTiles, [&](int64_t first, int64_t last) {
         ElementTile<Acc> tile(problem);
         const ElementOptions<Acc> options = problem.template options<Acc>();
-        const Acc divisor = *static_cast<const Acc*>(problem.divisor);
+        const bool one_upstream = problem.one_upstream();
+        if (one_upstream) load_upstream(problem, 0, kElementTile, tile.upstream);
         for_each_tile(problem, first, last, [&](int64_t, int64_t begin, int size) {
           tile.load(problem, begin, size);
-          load_tile(problem, problem.grad_loss, begin, size, tile.upstream);
-          gradient_of_tile<decltype(modulation)::value>(tile, size, options, divisor);
+          if (!one_upstream) load_upstream(problem, begin, size, tile.upstream);
+          gradient_of_tile<decltype(modulation)::value>(tile, size, options);
           store_tile<T>(problem, problem.grad, begin, size, tile.x);
         });
       });

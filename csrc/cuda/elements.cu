@@ -9,8 +9,6 @@
 // Why     a thread has 8 elements at once, whose operands are moved in packets of 16 bytes: what
 //         is done once for them (indices, dtypes, factors that are not given) is little beside
 //         that. Which elements a block sums does not depend on the device.
-#include <algorithm>
-
 #include "launch.h"
 #include "operand.cuh"
 #include "totals.cuh"
@@ -47,8 +45,7 @@ struct ElementWork {
       : problem(problem),
         options(problem.template options<acc_t<T>>()),
         shares(problem, kElements<T>),
-        one_upstream(std::all_of(problem.grad_loss.stride, problem.grad_loss.stride + problem.dims,
-                                 [](int64_t stride) { return stride == 0; })) {}
+        one_upstream(problem.one_upstream()) {}
 
   Grid grid(size_t shared_bytes) const {
     return {static_cast<unsigned>(shares.blocks), kThreads, 1, shared_bytes};
@@ -57,7 +54,7 @@ struct ElementWork {
   ElementProblem problem;
   ElementOptions<acc_t<T>> options;
   Shares shares;
-  bool one_upstream;  // the same gradient of the loss for all elements
+  bool one_upstream;
 };
 
 // Calls body(chunk) for every chunk of this thread.
