@@ -19,10 +19,12 @@ SOURCES += [CUDA / "resident.cu", CUDA / "streaming.cu", CUDA / "backward.cu", C
 SOURCES += [CUDA / "scale.cu", CUDA / "elements.cu", HERE / "ops_on_host.cpp"]
 
 
-def build_library(kind: str = "plain", sources: Sequence[Path] = SOURCES) -> Path:
+def build_library(
+    kind: str = "plain", sources: Sequence[Path] = SOURCES, extra_flags: Sequence[str] = ()
+) -> Path:
     torch_folder = Path(torch.__file__).parent
     include = torch_folder / "include"
-    flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(include)]
+    flags = [*extra_flags, "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(include)]
     flags += ["-isystem", str(include / "torch" / "csrc" / "api" / "include")]
     flags += ["-isystem", sysconfig.get_path("include")]
     link = [f"-L{torch_folder / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
@@ -30,7 +32,10 @@ def build_library(kind: str = "plain", sources: Sequence[Path] = SOURCES) -> Pat
 
 
 def build_package(
-    kind: str = "plain", sources: Sequence[Path] = SOURCES, name: str = "package"
+    kind: str = "plain",
+    sources: Sequence[Path] = SOURCES,
+    name: str = "package",
+    extra_flags: Sequence[str] = (),
 ) -> Path:
     """`sources` in the place of the package's own make a package of another name."""
     folder = CACHE / f"{name}-{kind}-{sys.implementation.cache_tag}"
@@ -39,5 +44,5 @@ def build_package(
     for source in (ROOT / "torchce_cuda").iterdir():
         if source.suffix in {".py", ".so"} and not source.name.startswith("_ops_library"):
             shutil.copy2(source, package)
-    shutil.copy2(build_library(kind, sources), package / "_ops_library.abi3.so")
+    shutil.copy2(build_library(kind, sources, extra_flags), package / "_ops_library.abi3.so")
     return folder

@@ -1,47 +1,58 @@
-"""Kernels of the package with one mistake: what must fail, so that a test is known to look."""
+"""Kernels of the package with mistakes: what must fail, so that a test is known to look.
 
-import re
+build_with(bugs)                          a package that has all of them, and makes none or one
+run_exercise(package, exercise, mistake)  where it makes the bug of this number, from 1 on; 0: none
+"""
+
+import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from .build import CACHE, HERE, host_environment
-from .package import CUDA, SOURCES, build_package
+from .build import CACHE, HERE, ROOT, host_environment
+from .package import SOURCES, build_package
 
 
 class Bug(NamedTuple):
+    """An expression of a file of csrc, and what stands there by mistake."""
+
     file: str
-    text: str
-    instead: str
+    right: str
+    wrong: str
 
 
-def run_with_bug(
-    name: str, bug: Bug, files: Sequence[str], kernels: str, exercise: str
-) -> subprocess.CompletedProcess:
-    """The exercise's run where `kernels`, one of `files`, has been compiled with the mistake.
+def build_with(bugs: Sequence[Bug]) -> Path:
+    original = ROOT / "csrc"
+    texts = {path: path.read_text() for path in sorted(original.rglob("*")) if path.is_file()}
+    for number, bug in enumerate(bugs, start=1):
+        text = texts[original / bug.file]
+        assert text.count(bug.right) == 1, bug
+        choice = f"(planted_mistake == {number} ? ({bug.wrong}) : ({bug.right}))"
+        texts[original / bug.file] = text.replace(bug.right, choice)
+    for file in {bug.file for bug in bugs}:
+        texts[original / file] = f'#include "{HERE / "mistake.h"}"\n' + texts[original / file]
 
-    `files`, of csrc/cuda or relative to it, are copied, so that they include each other: those
-    between the one with the mistake and the kernels.
-    """
-    folder = CACHE / "bugs" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    copied = {(CUDA / file).resolve(): folder / (CUDA / file).name for file in files}
-    for original, copy in copied.items():
-        text = original.read_text()
-        if original.name == bug.file:
-            assert text.count(bug.text) == 1, bug
-            text = text.replace(bug.text, bug.instead)
-        for header in re.findall(r'#include "(.+)"', text):
-            there = (original.parent / header).resolve()
-            text = text.replace(f'"{header}"', f'"{copied.get(there, there)}"')
-        copy.write_text(text)
-    sources = [source for source in SOURCES if source.name != kernels]
-    package = build_package("plain", [*sources, folder / kernels], name)
+    digest = hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:20]
+    copy = CACHE / f"mistakes-{digest}"
+    for path, text in texts.items():
+        place = copy / path.relative_to(original)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    sources = [
+        copy / path.relative_to(original) if path.is_relative_to(original) else path
+        for path in SOURCES
+    ]
+    return build_package("plain", sources, "mistakes", ["-O1"])  # compiled longer than executed
+
+
+def run_exercise(package: Path, exercise: str, mistake: int) -> subprocess.CompletedProcess:
+    environment = {"PYTHONPATH": str(package), "PLANTED_MISTAKE": str(mistake)}
     return subprocess.run(
         [sys.executable, str(HERE / exercise), "--quick"],
         cwd=package,
-        env=host_environment("plain") | {"PYTHONPATH": str(package)},
+        env=host_environment("plain") | environment,
         capture_output=True,
         text=True,
         timeout=600,
