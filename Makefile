@@ -35,7 +35,7 @@ demo: build
 	$(PY) -m demo
 
 test: build
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 load-test: build
 	$(PY) tests/load_matrix.py

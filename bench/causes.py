@@ -70,13 +70,6 @@ CAUSES = (
         works=("compiled",),
     ),
     Cause(
-        "probably one more sum over the logits, seen where a row is in the cache",
-        "fewer additions per class",
-        "logits",
-        shapes=("imagenet",),
-        options=("smoothing",),
-    ),
-    Cause(
         "the state for a backward pass that never comes: 16 bytes a position, in new pages",
         "no state where no gradient is wanted",
         "logits",
@@ -89,6 +82,41 @@ CAUSES = (
         "logits",
         shapes=IMAGES,
         works=("forward_backward",),
+    ),
+    Cause(
+        "probably one more sum over the logits, shown where arithmetic takes as long as memory",
+        "fewer additions per class",
+        "logits",
+        options=("smoothing",),
+    ),
+    Cause(
+        "probably that it moves what has to be moved nearly as fast as a copy, while what PyTorch "
+        "keeps between its passes still fits the last cache",
+        "nothing but fewer bytes",
+        "logits",
+        shapes=("imagenet",),
+        options=(PLAIN,),
+    ),
+    Cause(
+        "probably the pages of the gradient: what they cost differs from call to call by more than "
+        "the options do",
+        "memory that is kept between calls",
+        "logits",
+        works=("forward_backward",),
+        options=("weight+focal",),
+    ),
+    Cause(
+        "probably that operands are copied into a tile of accumulators before they are used, "
+        "whatever their dtypes and strides",
+        "reading those of one dtype and without gaps where they lie",
+        "sigmoid",
+        works=("forward_backward",),
+    ),
+    Cause(
+        "the loss is a small part of a step: what differs is within the spread of the runs",
+        "nothing",
+        "training",
+        shapes=("language-model",),
     ),
 )
 
