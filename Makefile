@@ -25,6 +25,8 @@ ifeq ($(VENV),none)
 else
     PY := $(abspath $(VENV))/bin/python
     STAMPS := $(VENV)/stamps
+    # a file's tests stay in one process, for what they set up together
+    PROCESSES := -n 2 --dist loadfile# by pytest-xdist, which PYTHON as it is may not have
     BUILD := $(PY) -m pip install --no-build-isolation --editable '.[test,demo,bench,lint]'
     export PATH := $(abspath $(VENV))/bin:$(PATH)# where the build looks for ninja
 endif
@@ -35,7 +37,7 @@ demo: build
 	$(PY) -m demo
 
 test: build
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest $(PROCESSES)
 
 load-test: build
 	$(PY) tests/load_matrix.py

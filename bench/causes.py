@@ -84,7 +84,7 @@ CAUSES = (
         works=("forward_backward",),
     ),
     Cause(
-        "probably one more sum over the logits, shown where arithmetic takes as long as memory",
+        "probably one more sum over the logits, seen where arithmetic takes as long as memory",
         "fewer additions per class",
         "logits",
         options=("smoothing",),
@@ -95,6 +95,8 @@ CAUSES = (
         "nothing but fewer bytes",
         "logits",
         shapes=("imagenet",),
+        dtypes=("float32",),
+        works=("forward_backward",),
         options=(PLAIN,),
     ),
     Cause(
@@ -113,8 +115,8 @@ CAUSES = (
         works=("forward_backward",),
     ),
     Cause(
-        "the loss is a small part of a step: what differs is within the spread of the runs",
-        "nothing",
+        "the difference is less than the spread of the runs",
+        "more runs",
         "training",
         shapes=("language-model",),
     ),

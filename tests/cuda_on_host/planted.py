@@ -4,14 +4,13 @@ build_with(bugs)                          a package that has all of them, and ma
 run_exercise(package, exercise, mistake)  where it makes the bug of this number, from 1 on; 0: none
 """
 
-import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .build import CACHE, HERE, ROOT, host_environment
+from .build import CACHE, HERE, ROOT, digest, host_environment
 from .package import SOURCES, build_package
 
 
@@ -34,8 +33,7 @@ def build_with(bugs: Sequence[Bug]) -> Path:
     for file in {bug.file for bug in bugs}:
         texts[original / file] = f'#include "{HERE / "mistake.h"}"\n' + texts[original / file]
 
-    digest = hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:20]
-    copy = CACHE / f"mistakes-{digest}"
+    copy = CACHE / f"mistakes-{digest(*texts.values())}"
     for path, text in texts.items():
         place = copy / path.relative_to(original)
         place.parent.mkdir(parents=True, exist_ok=True)
