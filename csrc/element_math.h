@@ -31,7 +31,7 @@ template <Modulation kModulation, class Acc>
 CE_HD ElementTerms<Acc> element_terms(Acc x, Acc t, Acc pos_weight,
                                       const ElementOptions<Acc>& options) {
   const Acc magnitude = x < Acc(0) ? -x : x;
-  const Acc e = exp_nonpos(-magnitude);
+  const Acc e = exp_nonpos_fine(-magnitude);
   const Acc larger = Acc(1) / (Acc(1) + e), smaller = e * larger;
   const Acc p = x < Acc(0) ? smaller : larger, not_p = x < Acc(0) ? larger : smaller;
   const Acc log_sum = log1p_unit(e);  // softplus(|x|) - |x|

@@ -189,15 +189,19 @@ def test_threads_need_different_shared_memory() -> None:
 FIRST_CALL = """
 import torch, torchce_cuda as ce
 classes, options = {classes}, {options}
-leaf = torch.randn(64, classes, device="cuda", requires_grad=True)
+logits = torch.randn(64, classes, device="cuda")
 target = torch.randint(classes, (64,), device="cuda")
-expected = torch.nn.functional.cross_entropy(leaf * 1, target)
-expected_grad, = torch.autograd.grad(expected, leaf)
+
+def step(loss_of, **options):  # a leaf of its own: a graph's belongs to the stream that made it
+    leaf = logits.detach().requires_grad_()
+    loss = loss_of(leaf * 1, target, **options)
+    return loss.detach(), *torch.autograd.grad(loss, leaf)
+
+expected, expected_grad = step(torch.nn.functional.cross_entropy)
 torch.cuda.synchronize()
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
-    loss = ce.cross_entropy(leaf * 1, target, **options)
-    grad, = torch.autograd.grad(loss, leaf)
+    loss, grad = step(ce.cross_entropy, **options)
 graph.replay()
 torch.testing.assert_close(loss, expected)
 torch.testing.assert_close(grad, expected_grad)

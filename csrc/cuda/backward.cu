@@ -14,12 +14,12 @@ namespace torchce::cuda {
 namespace {
 
 template <class T, Terms terms>
-__global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain ? 3 : 2>)
+__global__ void __launch_bounds__(128, kBlocks<T, terms == Terms::plain ? 7 : 5>)
     backward_kernel(const __grid_constant__ Work<acc_t<T>> work) {
   using Acc = acc_t<T>;
-  const int size = work.lanes;
-  const int64_t team = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / size;
-  const int rank = threadIdx.x % size;
+  const int size = 1 << work.lane_bits;
+  const int64_t team = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) >> work.lane_bits;
+  const int rank = threadIdx.x & (size - 1);
   const Share share(team, work.problem.rows, work.segments, size == 1);
   const int64_t index = share.row;
   if (index >= work.problem.rows || share.segment >= work.segments) return;
@@ -27,9 +27,11 @@ __global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain ? 3 : 2>
   const int next = begin + work.segment_packets;
   const Row<T, terms> row(work, index);
   const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, row.logits);
-  const int packets = row.logits.packets(), end = next < packets ? next : packets;
-  const RowGradient<Acc> gradient(work, read_state<Acc>(work.problem, index),
-                                  row_grad<Acc>(work.problem, index) * work.scale);
+  // the last segment takes the packet that a row has more where it begins between two
+  const int packets = row.logits.packets();
+  const int end = share.segment == work.segments - 1 ? packets : next;
+  const typename Row<T, terms>::Gradient gradient(
+      work, read_state<Acc>(work.problem, index), row_grad<Acc>(work.problem, index) * work.scale);
   if (row.target.ignored) {
     for (int packet = begin + rank; packet < end; packet += size) grad.store_zeros(packet);
     return;
@@ -38,6 +40,7 @@ __global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain ? 3 : 2>
   for (int first = begin + rank; first < end; first += kBatch * size) {
     row.write_gradient(grad, queue.next(), end, gradient);
   }
+  row.write_target(grad, gradient, begin, end, rank, size);
 }
 
 }  // namespace

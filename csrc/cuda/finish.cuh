@@ -103,12 +103,13 @@ __device__ __forceinline__ void finish(const Work<acc_t<T>>& work, int64_t index
     state = result.state;
   }
   if constexpr (gradient) {
-    const RowGradient<Acc> row_gradient(work, team.from_leader(state),
-                                        row_grad<Acc>(work.problem, index) * work.scale);
+    const typename Row<T, terms>::Gradient row_gradient(
+        work, team.from_leader(state), row_grad<Acc>(work.problem, index) * work.scale);
     const RowView<T> grad(work.problem.grad, work.problem.grad_layout, index, row.logits);
     source.packets([&](const Batch<T, 1>& batch) {
       row.write_gradient(grad, batch, row.logits.packets(), row_gradient);
     });
+    row.write_target(grad, row_gradient, 0, row.logits.packets(), team.rank(), team.size());
   }
   team.leave();
 }

@@ -9,12 +9,12 @@ namespace {
 // None of these numbers has been measured on a GPU yet; each says what it is meant to achieve.
 
 // Threads of a block whose teams are smaller than it.
-constexpr int kTeamBlock = 256;
+constexpr int kTeamBlock = 128;
 // The smallest team: of a row of 10 float32 classes it wastes 6 exponentials, a warp would 118.
 constexpr int kFewLanes = 4;
 constexpr int kWarp = 32;
 // Up to here a team's threads hold 8 packets each, 128 bytes under way.
-constexpr int kTeamSlots = 8;
+constexpr int kTeamSlots = 16;
 // A block keeps at most 64 KiB of a row if a cluster can take the rest: then three blocks share a
 // multiprocessor, and one loads while another stores.
 constexpr int64_t kBlockPackets = 4096;
@@ -27,7 +27,7 @@ constexpr int kStreamingBlock = 256, kSmallStreamingBlock = 128;
 // Sums are merged every 64 KiB of a row, or every 2 KiB where one thread has the row to itself.
 constexpr int64_t kSegmentPackets = 4096, kThreadSegmentPackets = 128;
 // A block of the backward pass: up to 32 KiB read and 32 KiB written.
-constexpr int64_t kBackwardPackets = 2048;
+constexpr int64_t kBackwardPackets = 1024;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -49,6 +49,11 @@ int32_t exchange_bytes(const PlanQuery& query) {
   return query.element_bytes == 8 ? kExchangeBytes : kExchangeBytes / 2;
 }
 
+// Slots of each of `threads` threads for a row: a batch is read as a whole.
+int32_t whole_batches(int64_t packets, int64_t threads) {
+  return static_cast<int32_t>(divide_up(packets, kBatch * threads)) * kBatch;
+}
+
 void share_block(LaunchPlan& plan, const PlanQuery& query, int lanes) {
   plan.lanes = lanes;
   plan.threads = kTeamBlock;
@@ -56,22 +61,21 @@ void share_block(LaunchPlan& plan, const PlanQuery& query, int lanes) {
 }
 
 LaunchPlan backward_plan(const PlanQuery& query) {
-  const int64_t packets = row_packets(query);
   LaunchPlan plan;
   plan.strategy = Strategy::backward;
   plan.slots = kBatch * kQueueBatches;
+  const int64_t pieces = row_pieces(query);
   if (!query.classes_are_neighbours) {
     plan.segment_packets = kThreadSegmentPackets;
-    plan.segments = divide_up(packets, plan.segment_packets);
+    plan.segments = divide_up(pieces, plan.segment_packets);
     share_block(plan, query, 1);
     return plan;
   }
-  const int64_t pieces = row_pieces(query);
-  int lanes = pieces <= kFewLanes * kTeamSlots ? kFewLanes : kWarp;
+  int lanes = kFewLanes;
   while (lanes < kTeamBlock && lanes * kTeamSlots < pieces) lanes *= 2;
   const int64_t step = kBatch * lanes;
-  plan.segment_packets = divide_up(std::min(packets, kBackwardPackets), step) * step;
-  plan.segments = divide_up(packets, plan.segment_packets);
+  plan.segment_packets = divide_up(std::min(pieces, kBackwardPackets), step) * step;
+  plan.segments = divide_up(pieces, plan.segment_packets);
   share_block(plan, query, lanes);
   return plan;
 }
@@ -102,8 +106,9 @@ LaunchPlan resident_plan(const PlanQuery& query, int64_t pieces) {
   plan.strategy = Strategy::resident;
   plan.segment_packets = pieces;
   if (pieces <= kWarp * kTeamSlots) {
-    share_block(plan, query, pieces <= kFewLanes * kTeamSlots ? kFewLanes : kWarp);
-    plan.slots = static_cast<int32_t>(divide_up(row_packets(query), plan.lanes));
+    const int few = pieces <= kFewLanes * kTeamSlots ? kFewLanes : 2 * kFewLanes;
+    share_block(plan, query, pieces <= few * kTeamSlots ? few : kWarp);
+    plan.slots = whole_batches(row_packets(query), plan.lanes);
     return plan;
   }
   const int largest = query.architecture >= 90 ? kLargestCluster : 1;
@@ -114,8 +119,7 @@ LaunchPlan resident_plan(const PlanQuery& query, int64_t pieces) {
       std::min<int64_t>(divide_up(part, kBatch * batches * kWarp) * kWarp, kLargestBlock));
   plan.lanes = plan.threads;
   plan.exchange_bytes = exchange_bytes(query);
-  plan.slots =
-      static_cast<int32_t>(divide_up(row_packets(query), int64_t{plan.threads} * plan.cluster));
+  plan.slots = whole_batches(row_packets(query), int64_t{plan.threads} * plan.cluster);
   plan.blocks = query.rows * plan.cluster;
   return plan;
 }

@@ -24,13 +24,13 @@ class ResidentRow {
   __device__ __forceinline__ void fetch() const {
     // The first batch last: where the row's first packet is cut off it is copied element by
     // element, and the others should not wait for that.
-    const int packets = row_.packets();
+    const int packets = row_.packets(), lane = rank_ % Team::kGroup;
     unsigned slot = kBatch;
-    for (int first = rank_ + kBatch * size_; first < packets; first += kBatch * size_) {
+    for (int first = rank_ + kBatch * size_; first - lane < packets; first += kBatch * size_) {
       slots_.fetch_batch(row_, first, size_, packets, slot);
       slot += kBatch;
     }
-    if (rank_ < packets) slots_.fetch_batch(row_, rank_, size_, packets, 0);
+    if (rank_ - lane < packets) slots_.fetch_batch(row_, rank_, size_, packets, 0);
     copy_commit();
   }
 
@@ -52,8 +52,9 @@ class ResidentRow {
  private:
   template <int kAs, class Body>
   __device__ __forceinline__ void look(const Body& body, int end, int shift) const {
+    const int lane = rank_ % kAs;
     unsigned slot = 0;
-    for (int first = rank_; first < end; first += kBatch * size_, slot += kBatch) {
+    for (int first = rank_; first - lane < end; first += kBatch * size_, slot += kBatch) {
       body(slots_.template batch<kAs>(slot, shift, first, size_));
     }
   }
@@ -64,7 +65,7 @@ class ResidentRow {
 };
 
 template <class T, class Team, Terms terms, bool gradient>
-__global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain ? 3 : 2>)
+__global__ void __launch_bounds__(256, kBlocks<T, terms != Terms::plain ? 2 : gradient ? 3 : 4>)
     resident_kernel(const __grid_constant__ Work<acc_t<T>> work) {
   using Acc = acc_t<T>;
   Team team(dynamic_shared());
@@ -85,6 +86,7 @@ __global__ void __launch_bounds__(256, kBlocks<T, terms == Terms::plain ? 3 : 2>
   resident.wait();
   typename Row<T, terms>::Sums sums;
   resident.pieces([&](const auto& batch) { row.add(sums, batch); });
+  row.settle(sums);
   sums = team.reduce(sums, TeamSums<terms, Acc>{});
   finish<gradient>(work, index, row, team, sums, target_logit, resident);
 }
@@ -95,6 +97,7 @@ cudaError_t launch_teams(const Job& job, cudaStream_t stream) {
   const LaunchPlan& plan = job.plan;
   const Work<Acc> work(job);
   const auto kernel = plan.lanes == 4     ? resident_kernel<T, Lanes<4>, terms, gradient>
+                      : plan.lanes == 8   ? resident_kernel<T, Lanes<8>, terms, gradient>
                       : plan.lanes == 32  ? resident_kernel<T, Lanes<32>, terms, gradient>
                       : plan.cluster == 1 ? resident_kernel<T, Block<Acc>, terms, gradient>
                                           : resident_kernel<T, Cluster<Acc>, terms, gradient>;

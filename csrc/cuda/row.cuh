@@ -28,6 +28,10 @@ inline Grid grid_of(const LaunchPlan& plan) {
           static_cast<unsigned>(plan.cluster), static_cast<size_t>(shared_bytes(plan))};
 }
 
+constexpr int32_t bits_of(int32_t power_of_two) {
+  return power_of_two <= 1 ? 0 : 1 + bits_of(power_of_two / 2);
+}
+
 // The kernels' one argument.
 template <class Acc>
 struct Work {
@@ -43,7 +47,7 @@ struct Work {
                        job.problem.weight == nullptr),
         segment_packets(static_cast<int32_t>(job.plan.segment_packets)),
         segments(static_cast<int32_t>(job.plan.segments)),
-        lanes(job.plan.lanes),
+        lane_bits(bits_of(job.plan.lanes)),
         row_at(job.plan.exchange_bytes),
         split(job.plan.split),
         partials(job.partials),
@@ -55,7 +59,8 @@ struct Work {
   FocalSeries<Acc> series;
   bool by_series;       // a focal spread's sums are those of the series
   bool uniform_spread;  // q is smoothing.each for every class
-  int32_t segment_packets, segments, lanes;
+  int32_t segment_packets, segments;
+  int32_t lane_bits;  // log2 of a backward team's threads
   int32_t row_at;  // where packets begin in dynamic shared memory
   bool split;
   void* partials;
@@ -69,8 +74,11 @@ struct Share {
   int32_t segment;
 
   __device__ __forceinline__ Share(int64_t team, int64_t rows, int32_t segments, bool one_thread)
-      : row(one_thread ? team % rows : team / segments),
-        segment(static_cast<int32_t>(one_thread ? team / rows : team % segments)) {}
+      : row(team), segment(0) {
+    if (segments == 1) return;  // a division is as much work as a few dozen logits
+    row = one_thread ? team % rows : team / segments;
+    segment = static_cast<int32_t>(one_thread ? team / rows : team - row * segments);
+  }
 };
 
 // The target of a row. `column` is kNoTarget for a distribution, and for an index that is out of
@@ -95,6 +103,39 @@ __device__ __forceinline__ void report(const Problem& problem, int64_t row, Targ
   store_packet(record, bit_cast<uint4>(TargetError{row + 1, read_index(problem, row)}));
   __threadfence_system();
 }
+
+// What exponentials of a row whose largest logit is `max` are taken relative to: 2^n, near e^max.
+// As n is an integer, one fused operation gives log2(e) z - n, rounded once; z - max would be
+// another. Not for double, nor for a logit so far from 0 that n would not be exact: there it is
+// e^max itself. Which of the two follows from `max` alone.
+template <class Acc>
+struct PowerOfTwo {
+  static constexpr float kLog2E = 1.4426950408889634f;
+  static constexpr float kFar = 1 << 20;
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+
+  Acc n;
+
+  __device__ __forceinline__ explicit PowerOfTwo(Acc max) : n(0) {
+    if constexpr (sizeof(Acc) == 4) n = std::fma(max, kLog2E, kRound) - kRound;
+  }
+
+  __device__ __forceinline__ static bool serves(Acc max) {
+    return sizeof(Acc) == 4 && std::fabs(max) < Acc(kFar);
+  }
+
+  // e^z / 2^n
+  __device__ __forceinline__ Acc exp(Acc z) const {
+    return exp2_of(std::fma(z, Acc(kLog2E), -n));
+  }
+  // 2^n / e^max, and its inverse
+  __device__ __forceinline__ Acc over_exp(Acc max) const {
+    return exp2_of(-std::fma(max, Acc(kLog2E), -n));
+  }
+  __device__ __forceinline__ Acc under_exp(Acc max) const {
+    return exp2_of(std::fma(max, Acc(kLog2E), -n));
+  }
+};
 
 constexpr int kSeriesDegree = 2;  // of the series whose sums the device keeps
 
@@ -125,10 +166,12 @@ struct FocalSlope {
   }
 };
 
-// RowState with the upstream gradient folded in.
-template <class Acc>
+// RowState with the upstream gradient folded in; `focal`: of a focal spread.
+template <class Acc, bool focal>
 struct RowGradient {
   Acc max, coef, target_grad, upstream;
+  PowerOfTwo<Acc> power;
+  bool by_power;  // coef is for exponentials relative to it
   FocalSlope<Acc> slope;
 
   __device__ __forceinline__ RowGradient(const Work<Acc>& work, const RowState<Acc>& state,
@@ -137,14 +180,25 @@ struct RowGradient {
         coef(upstream * state.coef),
         target_grad(upstream * state.target_grad),
         upstream(upstream),
-        slope(work, state.log_sum) {}
+        power(max),
+        by_power(!focal && PowerOfTwo<Acc>::serves(max)),
+        slope(work, state.log_sum) {
+    if (by_power) coef = rounded_product(coef, power.over_exp(max));
+  }
 
   // dz of a class that is not the target, whose spread is q / upstream. fma is written out: where
   // a row begins decides which loop an entry is computed in, and must not decide its bits.
-  template <bool focal>
   __device__ __forceinline__ Acc entry(Acc z, Acc q) const {
-    const Acc x = z - max, e = exp_nonpos(x);
-    return std::fma(coef, e, -(focal ? rounded_product(q, slope(x, e)) : q));
+    if constexpr (!focal) {
+      return std::fma(coef, by_power ? power.exp(z) : exp_nonpos(z - max), -q);
+    } else {
+      const Acc x = z - max, e = exp_nonpos(x);
+      return std::fma(coef, e, -rounded_product(q, slope(x, e)));
+    }
+  }
+  // The same where by_power.
+  __device__ __forceinline__ Acc entry_by_power(Acc z, Acc q) const {
+    return std::fma(coef, power.exp(z), -q);
   }
 };
 
@@ -211,6 +265,7 @@ struct Row {
   using Values = Acc[kPacket<T>];
   using Series = SeriesSums<Acc, kSeriesDegree>;
   static constexpr bool kFocal = terms == Terms::focal_spread;
+  using Gradient = RowGradient<Acc, kFocal>;
   using Sums = std::conditional_t<kFocal, Series, RowSums<Acc>>;
 
   const Work<Acc>& work;
@@ -235,31 +290,31 @@ struct Row {
   // cap and the same spread for every class, goes without a rescaling for each piece.
   template <int kGroup>
   __device__ __forceinline__ void add(Sums& sums, const Batch<T, kGroup>& batch) const {
-    if (!by_batches()) {
-#pragma unroll 1
-      for (int k = 0; k < kBatch && batch.number(k) < logits.pieces(); ++k) {
-        Values z[1];
-        const int column = batch.number(k) * kPacket<T>;
-        const Span span{column, 0, logits.holds_whole(column)};
-        unpack<T>(batch[k], z[0]);
-        transform(z[0]);
-        accumulate(sums, z, span, std::false_type{});
-      }
-      return;
+    if (by_power()) {
+      if (add_by_power(sums, batch)) return;
+      settle(sums);
+      add_pieces(sums, batch);
+      return unsettle(sums);
     }
-    // the same for the whole group, lest both ways are taken
-    const bool whole = logits.holds_whole(batch.last_of_group() * kPacket<T>);
-    const Span span{batch.first * kPacket<T>, batch.step * kPacket<T>, whole};
+    if (!by_batches()) return add_pieces(sums, batch);
+    const Span span = span_of(batch);
     uint4 bits[kBatch];
-    batch.load(bits, logits.pieces());
+    batch.load(bits);
     Values z[kBatch];
-#pragma unroll
-    for (int k = 0; k < kBatch; ++k) unpack<T>(bits[k], z[k]);
+    unpack_all(bits, z);
     if (work.scale != Acc(1)) {
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) rescale(z[k]);
     }
     accumulate(sums, z, span, std::true_type{});
+  }
+
+  // After the last `add`, before sums are merged: relative to e^max.
+  __device__ __forceinline__ void settle(Sums& sums) const {
+    if constexpr (kMayUsePower) {
+      if (!by_power() || !PowerOfTwo<Acc>::serves(sums.max)) return;
+      sums.sum = rounded_product(sums.sum, PowerOfTwo<Acc>(sums.max).over_exp(sums.max));
+    }
   }
 
   // The second look that a focal spread needs where the series does not serve.
@@ -287,38 +342,31 @@ struct Row {
 
   // The gradient of a batch of packets, those below `end`, to where it belongs.
   __device__ __forceinline__ void write_gradient(const RowView<T>& grad, const Batch<T, 1>& batch,
-                                                 int end, const RowGradient<Acc>& row) const {
-    unsigned by_packet = 0;
-    if (by_batches() && (terms != Terms::focal_spread || work.by_series)) {
-      uint4 bits[kBatch];
-      batch.load(bits, end);
-      const Acc constant = terms == Terms::plain ? Acc(0) : row.upstream * work.smoothing.each;
-#pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-        const int packet = batch.number(k), column = logits.column(packet);
-        Values z;
-        unpack<T>(bits[k], z);
-        if (work.scale != Acc(1)) rescale(z);
-#pragma unroll
-        for (int i = 0; i < kPacket<T>; ++i) z[i] = row.template entry<kFocal>(z[i], constant);
-        replace_target(z, column, row.target_grad);
-        if (packet < end && grad.moves_whole(packet)) {
-          store_packet(grad.data + column, pack<T>(z));
-        } else if (packet < end) {
-          by_packet |= 1u << k;
-        }
-      }
-    } else {
-#pragma unroll
-      for (int k = 0; k < kBatch; ++k) by_packet |= batch.number(k) < end ? 1u << k : 0;
+                                                 int end, const Gradient& row) const {
+    const int last = batch.number(kBatch - 1);
+    const bool whole =
+        batch.first >= grad.whole_begin && (last < grad.whole_end || end <= grad.whole_end);
+    if (whole && by_batches() && (kFocal ? work.by_series : row.by_power)) {
+      if (work.scale == Acc(1)) return write_whole<false>(grad, batch, end, row);
+      return write_whole<true>(grad, batch, end, row);
     }
 #pragma unroll 1
-    for (; by_packet != 0; by_packet &= by_packet - 1) {
-      const int k = __ffs(by_packet) - 1;
+    for (int k = 0; k < kBatch && batch.number(k) < end; ++k) {
       Values out;
       gradient(batch[k], logits.column(batch.number(k)), row, out);
       grad.store(batch.number(k), out);
     }
+  }
+
+  // The target's own entry, after all others, but with a soft cap, where packets have it: by the
+  // thread that wrote its packet, the one of
+  // `size` threads that begin at packet `begin` and end before `end`.
+  __device__ __forceinline__ void write_target(const RowView<T>& grad, const Gradient& row,
+                                               int begin, int end, int rank, int size) const {
+    if (target.column < 0) return;
+    const int packet = static_cast<int>((int64_t{target.column} + logits.shift) / kPacket<T>);
+    if (packet < begin || packet >= end || (packet - begin) % size != rank) return;
+    if (work.softcap == Acc(0)) grad.data[target.column * grad.stride] = from_acc<T>(row.target_grad);
   }
 
   __device__ __forceinline__ static const RowSums<Acc>& row_sums(const RowSums<Acc>& sums) {
@@ -351,7 +399,7 @@ struct Row {
   }
 
  private:
-  __device__ __forceinline__ void gradient(uint4 bits, int column, const RowGradient<Acc>& row,
+  __device__ __forceinline__ void gradient(uint4 bits, int column, const Gradient& row,
                                            Values& out) const {
     Values z, part, q = {};
     unpack<T>(bits, z);
@@ -367,7 +415,7 @@ struct Row {
     if constexpr (terms != Terms::plain) spread.load(logits, column, q);
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
-      out[i] = row.template entry<kFocal>(z[i], row.upstream * q[i]);
+      out[i] = row.entry(z[i], row.upstream * q[i]);
     }
     replace_target(out, column, row.target_grad);
     if (work.softcap > Acc(0)) {
@@ -387,9 +435,69 @@ struct Row {
                                       (terms == Terms::focal_spread && !work.by_series));
   }
 
+  template <int kGroup>
+  __device__ __forceinline__ Span span_of(const Batch<T, kGroup>& batch) const {
+    // the same for the whole group, lest both ways are taken
+    const bool whole = logits.holds_whole(batch.last_of_group() * kPacket<T>);
+    return {batch.first * kPacket<T>, batch.step * kPacket<T>, whole};
+  }
+
+  __device__ __forceinline__ static void unpack_all(const uint4 (&bits)[kBatch],
+                                                    Values (&z)[kBatch]) {
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) unpack<T>(bits[k], z[k]);
+  }
+
+  // Whether `add` takes exponentials relative to a power of two.
+  static constexpr bool kMayUsePower = terms != Terms::focal_spread && sizeof(Acc) == 4;
+  __device__ __forceinline__ bool by_power() const {
+    return kMayUsePower && by_batches() && work.scale == Acc(1);
+  }
+
+  // What `settle` does, undone.
+  __device__ __forceinline__ void unsettle(Sums& sums) const {
+    if constexpr (kMayUsePower) {
+      if (!PowerOfTwo<Acc>::serves(sums.max)) return;
+      sums.sum = rounded_product(sums.sum, PowerOfTwo<Acc>(sums.max).under_exp(sums.max));
+    }
+  }
+
+  template <int kGroup>
+  __device__ __forceinline__ void add_pieces(Sums& sums, const Batch<T, kGroup>& batch) const {
+#pragma unroll 1
+    for (int k = 0; k < kBatch && batch.number(k) < logits.pieces(); ++k) {
+      Values z[1];
+      const int column = batch.number(k) * kPacket<T>;
+      const Span span{column, 0, logits.holds_whole(column)};
+      unpack<T>(batch[k], z[0]);
+      transform(z[0]);
+      accumulate(sums, z, span, std::false_type{});
+    }
+  }
+
   __device__ __forceinline__ void rescale(Values& z) const {
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) z[i] = rounded_product(z[i], work.scale);
+  }
+
+  template <bool kScaled>
+  __device__ __forceinline__ void write_whole(const RowView<T>& grad, const Batch<T, 1>& batch,
+                                              int end, const Gradient& row) const {
+    uint4 bits[kBatch];
+    batch.load(bits);
+    const Acc constant = terms == Terms::plain ? Acc(0) : row.upstream * work.smoothing.each;
+    T* const out = grad.data + logits.column(batch.first);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      Values z;
+      unpack<T>(bits[k], z);
+      if constexpr (kScaled) rescale(z);
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) {
+        z[i] = kFocal ? row.entry(z[i], constant) : row.entry_by_power(z[i], constant);
+      }
+      if (batch.number(k) < end) store_packet(out + k * batch.step * kPacket<T>, pack<T>(z));
+    }
   }
 
   // z / softcap of a logit, and z; never part of a fused operation, since it is compared.
@@ -463,6 +571,98 @@ struct Row {
     return found;
   }
 
+  __device__ __forceinline__ Acc max_of(const uint4 (&bits)[kBatch]) const {
+    Values z;
+    if constexpr (sizeof(T) == 2) {
+      uint4 max = bits[0];
+#pragma unroll
+      for (int k = 1; k < kBatch; ++k) {
+        max = {max_pair<T>(max.x, bits[k].x), max_pair<T>(max.y, bits[k].y),
+               max_pair<T>(max.z, bits[k].z), max_pair<T>(max.w, bits[k].w)};
+      }
+      const float2 pair =
+          unpack_pair<T>(max_pair<T>(max_pair<T>(max.x, max.y), max_pair<T>(max.z, max.w)));
+      return std::fmax(pair.x, pair.y);
+    } else {
+      Acc max = -Acc(INFINITY);
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        unpack<T>(bits[k], z);
+#pragma unroll
+        for (int i = 0; i < kPacket<T>; ++i) max = fmax(max, z[i]);
+      }
+      return max;
+    }
+  }
+
+  // Puts -inf in the target's place.
+  __device__ __forceinline__ void leave_out_target(uint4 (&bits)[kBatch], const Span& span) const {
+    const int at = target.column - span.first;
+    if (at < 0 || at >= (kBatch - 1) * span.step + kPacket<T>) return;
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int place = at - k * span.step;
+      if (place < 0 || place >= kPacket<T>) continue;
+      Values z;
+      unpack<T>(bits[k], z);
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) z[i] = i == place ? -Acc(INFINITY) : z[i];
+      bits[k] = pack<T>(z);
+    }
+  }
+
+  // Adds a batch to sums that are relative to a power of two until `settle`. Returns false, and does
+  // nothing, where a largest logit is or was too far from 0.
+  template <int kGroup>
+  __device__ __forceinline__ bool add_by_power(Sums& sums, const Batch<T, kGroup>& batch) const {
+    if constexpr (kMayUsePower) {
+      using Power = PowerOfTwo<Acc>;
+      uint4 bits[kBatch];
+      batch.load(bits);
+      const Acc max = std::fmax(max_of(bits), sums.max);
+      const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
+      if (!Power::serves(reference)) return false;
+      if (!Power::serves(sums.max) && sums.max != -Acc(INFINITY)) return false;
+      const Span span = span_of(batch);
+      Values z[kBatch];
+      if constexpr (terms == Terms::plain) {
+        leave_out_target(bits, span);
+        unpack_all(bits, z);
+      } else {
+        unpack_all(bits, z);
+        add_gaps(sums, z, span, reference);
+        replace_target(z, span, -Acc(INFINITY));
+      }
+      const Power power(reference);
+      Acc sum = 0;
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        Acc part = 0;
+#pragma unroll
+        for (int i = 0; i < kPacket<T>; ++i) part += power.exp(z[k][i]);
+        sum += part;
+      }
+      sums.sum = std::fma(sums.sum, exp2_of(Power(sums.max).n - power.n), sum);
+      sums.max = max;
+    }
+    return true;
+  }
+
+  // The spread of a batch of which each class has the same, its largest logit being `reference`.
+  __device__ __forceinline__ void add_gaps(RowSums<Acc>& sums, const Values (&z)[kBatch],
+                                           const Span& span, Acc reference) const {
+    Acc gap = 0;
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int left = span.whole ? kPacket<T> : logits.cols - (span.first + k * span.step);
+#pragma unroll
+      for (int i = 0; i < kPacket<T>; ++i) gap += i < left ? reference - z[k][i] : Acc(0);
+    }
+    sums.spread_gap = std::fma(work.smoothing.each, gap, rebase_gap(sums, reference));
+    sums.spread_weight =
+        std::fma(work.smoothing.each, Acc(count<kBatch>(span)), sums.spread_weight);
+  }
+
   // Adds pieces to the sums: for a whole batch the spread is the same for all, for one piece it is
   // looked up.
   template <int kPackets, class Uniform>
@@ -472,16 +672,7 @@ struct Row {
     const Acc max = max_of(z, sums.max);
     const Acc reference = max == -Acc(INFINITY) ? Acc(0) : max;
     if constexpr (terms == Terms::spread && Uniform::value) {
-      Acc gap = 0;
-#pragma unroll
-      for (int k = 0; k < kPackets; ++k) {
-        const int left = span.whole ? kPacket<T> : logits.cols - (span.first + k * span.step);
-#pragma unroll
-        for (int i = 0; i < kPacket<T>; ++i) gap += i < left ? reference - z[k][i] : Acc(0);
-      }
-      sums.spread_gap = std::fma(work.smoothing.each, gap, rebase_gap(sums, reference));
-      sums.spread_weight =
-          std::fma(work.smoothing.each, Acc(count<kPackets>(span)), sums.spread_weight);
+      add_gaps(sums, z, span, reference);
     } else if constexpr (terms == Terms::spread) {
       Values q;
       spread.load(logits, span.first, q);

@@ -59,7 +59,8 @@ struct RowView {
   }
   __device__ __forceinline__ Acc at(int64_t column) const { return to_acc(data[column * stride]); }
 
-  // Sends a packet on its way to shared memory (`copy_commit`, `copy_wait`).
+  // Sends a packet on its way to shared memory (`copy_commit`, `copy_wait`). What lies outside the
+  // row is -inf there.
   __device__ __forceinline__ void fetch(int packet, uint4* shared) const {
     if (moves_whole(packet)) return fetch_whole(packet, shared);
     fetch_elements(packet, shared);
@@ -69,22 +70,23 @@ struct RowView {
     copy_async<kPacketBytes>(shared, data + column(packet));
   }
 
-  // Element by element. What lies outside the row is not written, and whoever reads the packet has
-  // to leave it out.
   __device__ __forceinline__ void fetch_elements(int packet, uint4* shared) const {
     const int begin = column(packet);
     if constexpr (sizeof(T) >= 4) {
       char* to = reinterpret_cast<char*>(shared);
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) {
-        if (!holds(begin + i)) continue;
-        copy_async<sizeof(T)>(to + i * sizeof(T), data + int64_t{begin + i} * stride);
+        if (holds(begin + i)) {
+          copy_async<sizeof(T)>(to + i * sizeof(T), data + int64_t{begin + i} * stride);
+        } else {
+          reinterpret_cast<T*>(shared)[i] = -T(INFINITY);
+        }
       }
     } else {
       Acc values[kPacket<T>];
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) {
-        values[i] = holds(begin + i) ? at(begin + i) : Acc(0);
+        values[i] = holds(begin + i) ? at(begin + i) : -Acc(INFINITY);
       }
       *shared = pack<T>(values);
     }
@@ -165,13 +167,10 @@ struct Batch {
     return bits;
   }
 
-  // All of them; from `end` on, where there may be no place for more, copies of the first.
-  __device__ __forceinline__ void load(uint4 (&bits)[kBatch], int end) const {
+  __device__ __forceinline__ void load(uint4 (&bits)[kBatch]) const {
     read([&](const auto& cut) {
 #pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-        bits[k] = cut(slots + (number(k) < end ? k * slot_step : 0));
-      }
+      for (int k = 0; k < kBatch; ++k) bits[k] = cut(slots + k * slot_step);
     });
   }
 };
@@ -198,21 +197,26 @@ class Slots {
     return {at(slot), step_, shift, first, step};
   }
 
-  // Packets first, first + step, .. < end.
+  // Packets first, first + step, ..; from `end` on, which is no less than the row has pieces, -inf.
   __device__ __forceinline__ void fetch_batch(const RowView<T>& row, int first, int step, int end,
                                               unsigned slot) const {
     const int last = first + (kBatch - 1) * step;
     unsigned by_element = 0;
     if (first >= row.whole_begin && last < min(end, row.whole_end)) {
+      const T* const from = row.data + row.column(first);
 #pragma unroll
-      for (int k = 0; k < kBatch; ++k) row.fetch_whole(first + k * step, at(slot + k));
+      for (int k = 0; k < kBatch; ++k) {
+        copy_async<kPacketBytes>(at(slot + k), from + k * step * kPacket<T>);
+      }
     } else {
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
         const int packet = first + k * step;
-        if (row.moves_whole(packet) && packet < end) {
+        if (packet >= end) {
+          *at(slot + k) = pack_lowest<T>();
+        } else if (row.moves_whole(packet)) {
           row.fetch_whole(packet, at(slot + k));
-        } else if (packet < end) {
+        } else {
           by_element |= 1u << k;
         }
       }
@@ -241,8 +245,13 @@ class Slots {
                                                unsigned slot) const {
     const int lane = static_cast<int>(threadIdx.x % kGroup), k = lane - (kGroup - kBatch);
     const int packet = first - lane + kGroup + k * step;
-    if (k < 0 || packet > end || packet >= row.packets()) return;
-    row.fetch(packet, at(slot + k) - lane + kGroup);
+    if (k < 0) return;
+    uint4* const behind = at(slot + k) - lane + kGroup;
+    if (packet > end || packet >= row.packets()) {
+      *behind = pack_lowest<T>();
+    } else {
+      row.fetch(packet, behind);
+    }
   }
 
   uint4* first_;

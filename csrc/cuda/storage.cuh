@@ -72,6 +72,18 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   }
 }
 
+// The larger of each two neighbours; of a NaN and a number the number.
+template <class T>
+__device__ __forceinline__ uint32_t max_pair(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+  return bit_cast<uint32_t>(__hmax2(bit_cast<Pair>(a), bit_cast<Pair>(b)));
+#else
+  const float2 x = unpack_pair<T>(a), y = unpack_pair<T>(b);
+  return pack_pair<T>(std::fmax(x.x, y.x), std::fmax(x.y, y.y));
+#endif
+}
+
 template <class T>
 __device__ __forceinline__ void unpack(uint4 bits, value_t<T> (&values)[kPacket<T>]) {
   const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
@@ -105,6 +117,15 @@ __device__ __forceinline__ uint4 pack(const acc_t<T> (&values)[kPacket<T>]) {
     }
   }
   return {words[0], words[1], words[2], words[3]};
+}
+
+// A packet of nothing but -inf.
+template <class T>
+__device__ __forceinline__ uint4 pack_lowest() {
+  acc_t<T> values[kPacket<T>];
+#pragma unroll
+  for (int i = 0; i < kPacket<T>; ++i) values[i] = -acc_t<T>(INFINITY);
+  return pack<T>(values);
 }
 
 // kCount neighbouring values by loads of 16 bytes, or one of 8, whose boundary `source` lies on.

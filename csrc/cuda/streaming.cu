@@ -50,7 +50,7 @@ constexpr int kFloatBlocks = 3;
 template <class T, Terms terms, bool gradient>
 constexpr int kStreamingBlocks = terms != Terms::plain || gradient ? 2
                                  : sizeof(T) == 4                  ? kFloatBlocks
-                                                                   : 3;
+                                                                   : 4;
 
 template <class T, class Team, Terms terms, bool gradient>
 __global__ void __launch_bounds__(256, kBlocks<T, kStreamingBlocks<T, terms, gradient>>)
@@ -85,6 +85,7 @@ __global__ void __launch_bounds__(256, kBlocks<T, kStreamingBlocks<T, terms, gra
     for (int piece = from + rank; piece - lane < end; piece += kBatch * size) {
       row.add(part, queue.next());
     }
+    row.settle(part);
     part = team.reduce(part, TeamSums<terms, Acc>{});
     sums = segment == first ? part : merge(sums, part);
   }
