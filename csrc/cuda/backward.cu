@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(128, kBlocks<T, terms == Terms::plain ? 7 : 5>
   // the last segment takes the packet that a row has more where it begins between two
   const int packets = row.logits.packets();
   const int end = share.segment == work.segments - 1 ? packets : next;
-  const typename Row<T, terms>::Gradient gradient(
-      work, read_state<Acc>(work.problem, index), row_grad<Acc>(work.problem, index) * work.scale);
+  const typename Row<T, terms>::Gradient gradient(work, read_state<Acc>(work.problem, index),
+                                                  row_grad<Acc>(work.problem, index) * work.scale);
   if (row.target.ignored) {
     for (int packet = begin + rank; packet < end; packet += size) grad.store_zeros(packet);
     return;

@@ -29,9 +29,10 @@ struct PlanQuery {
 
 struct LaunchPlan {
   Strategy strategy = Strategy::streaming;
-  // Neighbouring threads that share a row: 1, 4, 32, or all `threads`; backward also 64 and 128.
+  // Neighbouring threads that share a row: 1, 4, 8, 32, or all `threads`; backward also 16, 64,
+  // 128.
   int32_t lanes = 1;
-  int32_t threads = 256;        // of a block
+  int32_t threads = 128;        // of a block
   int32_t cluster = 1;          // blocks that share a row (sm_90 and later)
   int32_t slots = 0;            // packets of a row that a thread has in shared memory
   int64_t segment_packets = 0;  // sums are merged segment by segment, whoever computes them
@@ -50,7 +51,7 @@ std::string to_string(const LaunchPlan& plan);
 
 constexpr int kPacketBytes = 16;
 // Packets that a thread takes in one step: what is done once a step (addresses, checks, rescaling
-// of sums) would be half of all instructions if it were done for each. Counted, not yet measured.
+// of sums) would be half of all instructions if it were done for each. Counted, not measured.
 constexpr int kBatch = 4;
 constexpr int kQueueBatches = 3;  // of a thread that walks: two under way; not yet measured
 // What the reductions of double take, float's half as much.

@@ -61,7 +61,7 @@ struct Work {
   bool uniform_spread;  // q is smoothing.each for every class
   int32_t segment_packets, segments;
   int32_t lane_bits;  // log2 of a backward team's threads
-  int32_t row_at;  // where packets begin in dynamic shared memory
+  int32_t row_at;     // where packets begin in dynamic shared memory
   bool split;
   void* partials;
   TargetError* target_error;
@@ -125,9 +125,7 @@ struct PowerOfTwo {
   }
 
   // e^z / 2^n
-  __device__ __forceinline__ Acc exp(Acc z) const {
-    return exp2_of(std::fma(z, Acc(kLog2E), -n));
-  }
+  __device__ __forceinline__ Acc exp(Acc z) const { return exp2_of(std::fma(z, Acc(kLog2E), -n)); }
   // 2^n / e^max, and its inverse
   __device__ __forceinline__ Acc over_exp(Acc max) const {
     return exp2_of(-std::fma(max, Acc(kLog2E), -n));
@@ -366,7 +364,8 @@ struct Row {
     if (target.column < 0) return;
     const int packet = static_cast<int>((int64_t{target.column} + logits.shift) / kPacket<T>);
     if (packet < begin || packet >= end || (packet - begin) % size != rank) return;
-    if (work.softcap == Acc(0)) grad.data[target.column * grad.stride] = from_acc<T>(row.target_grad);
+    if (work.softcap == Acc(0))
+      grad.data[target.column * grad.stride] = from_acc<T>(row.target_grad);
   }
 
   __device__ __forceinline__ static const RowSums<Acc>& row_sums(const RowSums<Acc>& sums) {
@@ -611,8 +610,8 @@ struct Row {
     }
   }
 
-  // Adds a batch to sums that are relative to a power of two until `settle`. Returns false, and does
-  // nothing, where a largest logit is or was too far from 0.
+  // Adds a batch to sums that are relative to a power of two until `settle`. Returns false, and
+  // does nothing, where a largest logit is or was too far from 0.
   template <int kGroup>
   __device__ __forceinline__ bool add_by_power(Sums& sums, const Batch<T, kGroup>& batch) const {
     if constexpr (kMayUsePower) {
