@@ -45,7 +45,36 @@ PYTHON_NODE = (
     "a node in C++, at the price of a binary per version",
 )
 
+CUDA = {"subject": "logits", "device": "cuda", "options": (PLAIN,)}
+
 CAUSES = (
+    Cause(
+        "what a row costs whatever its length: its target, its state, and the sums of its threads",
+        "fewer instructions for each row, or more rows to a warp",
+        shapes=("head-1000", "head-4096", "imagenet-batch"),
+        **CUDA,
+    ),
+    Cause(
+        "a row begins between two packets, and more instructions cut pieces out of them; and a "
+        "block waits in turn for its target, its first packets and its threads' sums",
+        "the next row under way before one is finished, at no more registers",
+        shapes=("head-50257",),
+        **CUDA,
+    ),
+    Cause(
+        "a block waits in turn for its target, its packets, the other blocks of its cluster and "
+        "their sums, and shared memory holds three blocks to hide that; a third fewer instructions "
+        "made no difference, and multiplied in place logits move at a copy's speed",
+        "probably fewer waits: a row's sums met without a barrier of the cluster",
+        works=("one_pass",),
+        **CUDA,
+    ),
+    Cause(
+        "probably that a block begins a row with nothing under way",
+        "the next row under way before one is finished, at no more registers",
+        works=("forward",),
+        **CUDA,
+    ),
     Cause(
         "a focal term for every class: a polynomial in p beside the exponential, so that "
         "arithmetic sets the pace and not memory",

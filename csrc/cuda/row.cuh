@@ -126,12 +126,11 @@ struct PowerOfTwo {
 
   // e^z / 2^n
   __device__ __forceinline__ Acc exp(Acc z) const { return exp2_of(std::fma(z, Acc(kLog2E), -n)); }
-  // 2^n / e^max, and its inverse
+  // 2^n / e^max, whose rounding is that of every entry of the row: by a polynomial, 1 ulp, where
+  // the instruction has 2
   __device__ __forceinline__ Acc over_exp(Acc max) const {
-    return exp2_of(-std::fma(max, Acc(kLog2E), -n));
-  }
-  __device__ __forceinline__ Acc under_exp(Acc max) const {
-    return exp2_of(std::fma(max, Acc(kLog2E), -n));
+    const Acc t = Acc(-0.69314718f) * std::fma(max, Acc(kLog2E), -n);  // at most ln2 / 2
+    return Acc(1) + std::fma(t * t, ExpTraits<Acc>::tail(t), t);
   }
 };
 
@@ -457,7 +456,7 @@ struct Row {
   __device__ __forceinline__ void unsettle(Sums& sums) const {
     if constexpr (kMayUsePower) {
       if (!PowerOfTwo<Acc>::serves(sums.max)) return;
-      sums.sum = rounded_product(sums.sum, PowerOfTwo<Acc>(sums.max).under_exp(sums.max));
+      sums.sum /= PowerOfTwo<Acc>(sums.max).over_exp(sums.max);
     }
   }
 

@@ -2,10 +2,11 @@
 
     python exercise.py [--quick]
 
-Reaches each strategy and team (one thread, four lanes, a warp, a block, a cluster, streaming, split
-rows, both reads of a gradient), each dtype and kind of term, rows that begin anywhere, ignored
-rows, and logits of -inf; then what exercise_elements.py has for the sigmoid losses. `--quick` is
-for the sanitizers: short rows, and few that fill a cluster, several segments or a queue.
+Reaches each strategy and team (one thread, 4 and 8 lanes, a warp, a block, a cluster, streaming,
+split rows, both reads of a gradient), each dtype and kind of term, rows that begin anywhere,
+ignored rows, and logits of -inf or far from 0; then what exercise_elements.py has for the sigmoid
+losses. `--quick` is for the sanitizers: short rows, and few that fill a cluster, several segments
+or a queue.
 """
 
 import sys
@@ -79,6 +80,39 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, options: dict, offset: int
                 assert (error <= ENTRY_TOLERANCE[dtype] * exact_grad.abs()).all(), where
 
 
+def far_rows(classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Where exponentials cannot be taken relative to a power of two, or not in all of a row."""
+    lowest, late = torch.finfo(dtype).min, 3 * classes // 4
+    logits = (4 * torch.randn(7, classes)).round() / 2  # exact at 2^20 in float32
+    logits[0, late] = 2.0**21
+    logits[1] += 2.0**21
+    logits[2] = lowest
+    logits[3, ::2] = lowest
+    logits[4] -= 2.0**21
+    logits[5] += 2.0**20 - 20
+    logits[5, late] = 2.0**20 + 2
+    logits[6, :late] = -torch.inf
+    logits[6, late:] -= 2.0**21
+    return logits.to(dtype)
+
+
+def check_far(classes: int, dtype: torch.dtype) -> None:
+    logits = far_rows(classes, dtype).requires_grad_()
+    target = torch.randint(3 * classes // 4, classes, (len(logits),))
+    exact = logits.detach().double().requires_grad_()
+    exact_loss = torch.nn.functional.cross_entropy(exact, target, reduction="none")
+    (exact_grad,) = torch.autograd.grad(exact_loss.sum(), exact)
+    for inplace in (False, True):
+        input = logits * 1 if inplace else logits
+        loss = ce.cross_entropy(input, target, reduction="none", inplace=inplace)
+        (grad,) = torch.autograd.grad(loss.sum(), logits)
+        for row in range(len(logits)):
+            where = f"far {classes} {dtype} {row=} {inplace=}"
+            assert largest(loss[row] - exact_loss[row], exact_loss[row]) <= 1e-5, where
+            error = largest(grad[row] - exact_grad[row], exact_grad[row])
+            assert error <= GRAD_TOLERANCE[dtype], where
+
+
 def main() -> None:
     assert "cuda_on_host" in ce.__file__, ce.__file__
     torch.manual_seed(0)
@@ -91,6 +125,9 @@ def main() -> None:
         for offset in (0, 1) if len(shape) == 2 else (0,):
             check(shape, dtype, options, offset)
             count += 1
+    for classes, dtype in product((130, 1001, 9001), (F32, BF16)):
+        check_far(classes, dtype)
+        count += 1
     count += exercise_elements.exercise(quick)
     print(f"{count} problems agree with float64")
 
