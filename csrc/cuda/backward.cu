@@ -5,8 +5,8 @@
 // Why     all sums are in the state, so threads need nothing of each other: any of them takes any
 //         packet, with the next 8 of its own under way. The gradient may be the logits' memory,
 //         since a packet is read and written by the same thread.
-// Counted in the machine code for sm_90, bfloat16: 10.5 instructions a logit, of 27 that an H200
-//         can issue at 4.3 TB/s.
+// Measured on an H200, bfloat16: 96 to 98 % of a copy, 91 % at 50257 classes, where a row begins
+//         between packets, 79 % at 1000, where what a row costs whatever its length counts.
 #include "device.cuh"
 #include "row.cuh"
 

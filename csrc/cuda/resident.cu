@@ -5,9 +5,12 @@
 // Why     all of a row is under way before any of it is used, at no cost in registers, and neither
 //         the gradient nor a focal spread needs a second read. From 64 KiB on the row is spread
 //         over a cluster of blocks, whose sums meet in distributed shared memory. Threads are as
-//         many as let whole batches come out; the last one is masked, never a loop over packets.
-//         One exponential a logit and look, and one a batch to rescale: for 2 bytes in and 2 out
-//         about 60 % of what the special-function units of an H200 give at 4.3 TB/s.
+//         many as let whole batches come out; the last one is filled up with -inf, never a loop
+//         over packets. Short rows share a warp.
+// Measured on an H200, bfloat16, one pass: 82 to 87 % of a copy where a warp or a block has the
+//         row (1000, 4096, 32000 classes), 64 to 78 % where a cluster has it: a block then waits in
+//         turn for its packets, its own sums and the other blocks', and three of them do not hide
+//         that.
 #include "finish.cuh"
 
 namespace torchce::cuda {

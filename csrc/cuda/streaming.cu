@@ -7,11 +7,9 @@
 // Why     a row may have any length, and 8 packets a thread are under way. Where rows are few,
 //         blocks take segments, and a second launch merges them in the same order: the same bits.
 //         A second look is only for the gradient, and for a focal spread that no series serves.
-// Counted in the machine code for sm_90, bfloat16, instructions a logit of a long row: 10.7, of
-//         which 0.4 to bring the team's sums together once a segment; 12.5 where a row begins
-//         between packets (odd vocabularies), 20 with the sums of a focal spread. At 4.3 TB/s an
-//         H200 can issue 13.7. One exponential a logit and look, one a batch to rescale: about
-//         60 % of what the special-function units give.
+// Measured on an H200, bfloat16, forward: 94 % of a copy at 128256 classes, 92 % at 65536, 89 % at
+//         32000, 85 % at 50257, where a row begins between packets. One exponential and one fused
+//         operation for it a logit and look, one a batch to rescale.
 #include "finish.cuh"
 
 namespace torchce::cuda {
