@@ -17,7 +17,8 @@ from bench.shapes import Shape
 
 SHAPES = (
     Shape("short", (70, 10), "a few threads share a row"),
-    Shape("warp", (33, 1000), "a warp shares a row"),
+    Shape("some", (33, 1000), "more threads share a row, or a warp"),
+    Shape("warp", (17, 2300), "a warp shares a row"),
     Shape("block", (9, 4099), "a block shares a row that ends within 16 bytes"),
     Shape("odd", (300, 50257), "no row starts aligned, and rows feed every multiprocessor"),
     Shape("long", (3, 128256), "rows are few: blocks share them, in clusters or in segments"),

@@ -1,6 +1,11 @@
 """Holds the registers, spills and shared memory of every kernel against resource_budget.json.
 
     python tests/resource_gate.py [FILE.cu ..]    compiles and prints a table; no GPU needed
+    python tests/resource_gate.py --write         and records it for the tests, in resources.json
+
+To compile every kernel for every architecture takes many minutes. So the tests read the record,
+which names the sources it belongs to, and hold it against what they build anyway, for one
+architecture.
 
 The budget maps regular expressions, searched in a kernel's name, to limits:
 
@@ -27,10 +32,11 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from cuda_on_host.build import cached_text, headers_near
+from cuda_on_host.build import cached_text, digest, headers_near
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = Path(__file__).with_name("resource_budget.json")
+RECORD = Path(__file__).with_name("resources.json")
 REGISTERS = 65536  # of a multiprocessor
 LANES = 32
 
@@ -144,6 +150,27 @@ def resources(files: Iterable[Path], architectures: Iterable[int] = ARCHITECTURE
         return sum(pool.map(compile_one, product(files, architectures)), [])
 
 
+def sources_digest() -> str:
+    """Of what decides the kernels' machine code, but the compiler: comments and blanks do not."""
+    headers = [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cuda").glob("*.*h")]
+    texts = [path.read_text() for path in [*kernel_files(), *sorted(headers)]]
+    code = ["".join(re.sub(r"//.*", "", text).split()) for text in texts]
+    return digest(*from_setup("NVCC_FLAGS", []), *code)
+
+
+def write_record(kernels: Sequence[Kernel]) -> None:
+    lines = [json.dumps(list(kernel)) for kernel in sorted(kernels)]
+    head = {"nvcc": nvcc_version().splitlines()[-1], "sources": sources_digest()}
+    text = json.dumps(head)[1:-1] + ', "kernels": [\n' + ",\n".join(lines) + "\n]"
+    RECORD.write_text("{" + text + "}\n")
+
+
+def read_record(path: Path = RECORD) -> tuple[dict[str, str], list[Kernel]]:
+    """The compiler and the sources of the record, and its kernels."""
+    record = json.loads(path.read_text())
+    return record, [Kernel(*kernel) for kernel in record.pop("kernels")]
+
+
 def occupancy(kernel: Kernel, threads: int, dynamic_shared: int = 0) -> float:
     """Resident threads as a part of those a multiprocessor could hold."""
     whole = MULTIPROCESSORS[kernel.architecture]
@@ -212,10 +239,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, help="instead of those of setup.py")
     parser.add_argument("--budget", type=Path, default=BUDGET)
+    parser.add_argument("--write", action="store_true", help="record the kernels of setup.py")
     options = parser.parse_args()
     budget = read_budget(options.budget)
     kernels = resources([path.resolve() for path in options.files] or kernel_files())
     print(table(kernels, budget))
+    if options.write and not options.files:
+        write_record(kernels)
     found = violations(kernels, budget)
     print("\n".join(found) or f"{len(kernels)} kernels within the budget")
     sys.exit(bool(found))

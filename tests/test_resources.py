@@ -45,16 +45,34 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> list[gate.Kernel]:
     return gate.resources([source], [90])
 
 
-@pytest.mark.slow
 def test_the_kernels_keep_to_their_budget() -> None:
-    files = gate.kernel_files()
-    if not files:
-        pytest.skip("setup.py lists no kernels")
-    budget = gate.read_budget()
-    kernels = gate.resources(files)
-    print(gate.table(kernels, budget))
+    """As they were recorded; `test_cuda_build.py` compiles them for one architecture."""
+    record, kernels = gate.read_record()
+    assert record["sources"] == gate.sources_digest(), "python tests/resource_gate.py --write"
     assert {kernel.architecture for kernel in kernels} == set(gate.ARCHITECTURES)
-    assert gate.violations(kernels, budget) == []
+    assert gate.violations(kernels, gate.read_budget()) == []
+
+
+def test_a_record_comes_back(planted: list[gate.Kernel], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(gate, "RECORD", tmp_path / "record.json")
+    gate.write_record(planted)
+    record, kernels = gate.read_record(gate.RECORD)
+    assert kernels == sorted(planted)
+    assert record == {
+        "nvcc": gate.nvcc_version().splitlines()[-1],
+        "sources": gate.sources_digest(),
+    }
+
+
+def test_the_digest_follows_the_code(tmp_path: Path, monkeypatch) -> None:
+    """Not its comments."""
+    source = tmp_path / "kernel.cu"
+    monkeypatch.setattr(gate, "kernel_files", lambda: [source])
+    digests = []
+    for text in ("int a = 1;", "int  a = 1; // one", "int a = 2;"):
+        source.write_text(text)
+        digests.append(gate.sources_digest())
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_the_gate_sees_what_a_kernel_takes(planted: list[gate.Kernel]) -> None:

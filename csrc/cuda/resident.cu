@@ -68,9 +68,9 @@ class ResidentRow {
 };
 
 template <class T, class Team, Terms terms, bool gradient>
-__global__ void __launch_bounds__(256, kBlocks<T, terms != Terms::plain ? 2
-                                                  : gradient            ? 3
-                                                                        : 4>)
+__global__ void __launch_bounds__(256, kForwardBlocks<T, terms != Terms::plain ? 2
+                                                         : gradient            ? 3
+                                                                               : 4>)
     resident_kernel(const __grid_constant__ Work<acc_t<T>> work) {
   using Acc = acc_t<T>;
   Team team(dynamic_shared());

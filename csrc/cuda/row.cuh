@@ -43,8 +43,9 @@ struct Work {
         of_cap(softcap == Acc(0) ? Acc(0) : scale / softcap),
         series(Acc(job.problem.options.gamma)),
         by_series(job.problem.has_quadratic_spread()),
-        uniform_spread(job.problem.target_kind != TargetKind::probabilities &&
-                       job.problem.weight == nullptr),
+        uniform_spread(!job.problem.has_spread() ||
+                       (job.problem.target_kind != TargetKind::probabilities &&
+                        job.problem.weight == nullptr)),
         segment_packets(static_cast<int32_t>(job.plan.segment_packets)),
         segments(static_cast<int32_t>(job.plan.segments)),
         lane_bits(bits_of(job.plan.lanes)),
@@ -168,7 +169,9 @@ template <class Acc, bool focal>
 struct RowGradient {
   Acc max, coef, target_grad, upstream;
   PowerOfTwo<Acc> power;
-  bool by_power;  // coef is for exponentials relative to it
+  // coef is for exponentials relative to it: not where p may meet a given q that is as large, as
+  // in a row of one class, for at the maximum e^0 alone is exactly 1
+  bool by_power;
   FocalSlope<Acc> slope;
 
   __device__ __forceinline__ RowGradient(const Work<Acc>& work, const RowState<Acc>& state,
@@ -178,7 +181,7 @@ struct RowGradient {
         target_grad(upstream * state.target_grad),
         upstream(upstream),
         power(max),
-        by_power(!focal && PowerOfTwo<Acc>::serves(max)),
+        by_power(!focal && work.uniform_spread && PowerOfTwo<Acc>::serves(max)),
         slope(work, state.log_sum) {
     if (by_power) coef = rounded_product(coef, power.over_exp(max));
   }

@@ -26,6 +26,16 @@ constexpr int kPacket = kPacketBytes / static_cast<int>(sizeof(T));
 template <class T, int kWanted>
 constexpr int kBlocks = sizeof(T) == 8 ? 1 : kWanted;
 
+// The same of a forward kernel: architecture 7.5 has no instruction for the larger of two pairs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+template <class T, int kWanted>
+constexpr int kForwardBlocks = kBlocks < T,
+              kWanted<2 ? kWanted : 2>;
+#else
+template <class T, int kWanted>
+constexpr int kForwardBlocks = kBlocks<T, kWanted>;
+#endif
+
 #ifdef __CUDACC__
 #pragma nv_exec_check_disable
 #endif

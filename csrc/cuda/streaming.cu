@@ -40,18 +40,22 @@ struct WalkedRow {
   }
 };
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kFloatBlocks = 2;  // three would leave 80 registers, and 16 to 24 bytes would spill
-#else
+// Without spills: one more for float32 elsewhere, or for 16 bits where a thread has a row to
+// itself, would spill 16 to 298 bytes.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 constexpr int kFloatBlocks = 3;
+#else
+constexpr int kFloatBlocks = 2;
 #endif
-template <class T, Terms terms, bool gradient>
+template <class T, class Team, Terms terms, bool gradient>
 constexpr int kStreamingBlocks = terms != Terms::plain || gradient ? 2
                                  : sizeof(T) == 4                  ? kFloatBlocks
+                                 : Team::kGroup == 1               ? 3
                                                                    : 4;
 
 template <class T, class Team, Terms terms, bool gradient>
-__global__ void __launch_bounds__(256, kBlocks<T, kStreamingBlocks<T, terms, gradient>>)
+__global__ void __launch_bounds__(256,
+                                  kForwardBlocks<T, kStreamingBlocks<T, Team, terms, gradient>>)
     streaming_kernel(const __grid_constant__ Work<acc_t<T>> work) {
   using Acc = acc_t<T>;
   Team team(dynamic_shared());
