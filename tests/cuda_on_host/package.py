@@ -4,6 +4,7 @@ build_package(kind)   a folder to put first on PYTHONPATH
 run(command, kind)    what a Python process printed that imports it
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -45,9 +46,16 @@ def build_package(
     package.mkdir(parents=True, exist_ok=True)
     for source in (ROOT / "torchce_cuda").iterdir():
         if source.suffix in {".py", ".so"} and not source.name.startswith("_ops_library"):
-            shutil.copy2(source, package)
-    shutil.copy2(build_library(kind, sources, extra_flags), package / "_ops_library.abi3.so")
+            _put(source, package / source.name)
+    _put(build_library(kind, sources, extra_flags), package / "_ops_library.abi3.so")
     return folder
+
+
+def _put(source: Path, target: Path) -> None:
+    """Another process may have loaded the target: it keeps what it has."""
+    draft = target.with_suffix(f".{os.getpid()}")
+    shutil.copy2(source, draft)
+    draft.replace(target)
 
 
 def run(command: list[str], kind: str, **environment: str) -> str:
