@@ -10,9 +10,9 @@
 // Bound     memory, in runs of kLanes * b bytes per class.
 #include <algorithm>
 
-#include "../row_access.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "row_lanes.h"
 #include "simd.h"
 #include "storage.h"
 
@@ -21,8 +21,6 @@ namespace {
 
 // 128, 512 and 1024 were 2 to 10 % slower forward at (2, 21, 512, 512) float32, one thread.
 constexpr int kLanes = 256;
-// Positions whose sums stay in registers while a loop runs over the classes.
-constexpr int kChunk = 32;
 constexpr int kClassTile = 32;
 constexpr int kCacheLine = 64;
 constexpr int64_t kGrainLogits = 32768;
@@ -30,17 +28,15 @@ constexpr int64_t kGrainLogits = 32768;
 template <class T>
 class Positions {
   using Acc = acc_t<T>;
-  using Int = typename ExpTraits<Acc>::Int;  // as wide as Acc: comparisons fit the same vectors
+  using Block = RowLanes<Acc, kLanes>;
+  using Sums = LaneSums<Acc, kLanes>;
+  using Norms = LaneNorms<Acc, kLanes>;
+  using Int = typename Block::Int;
+  // Positions whose sums stay in registers while a loop runs over the classes.
+  static constexpr int kChunk = Block::kChunk;
 
-  // One value per position; `[[maybe_unused]]` lanes past the block's count hold harmless numbers.
+  // One value per position; lanes past the block's count hold harmless numbers.
   using Lane = Acc[kLanes];
-
-  struct alignas(64) Block {
-    int64_t row;  // of lane 0
-    int count, padded;
-    Int target[kLanes];  // class index, or -1: ignored, or no index (probabilities)
-    Int keep[kLanes];    // all bits, or none where ignored
-  };
 
   struct alignas(64) Grid {
     Acc z[kClassTile][kLanes];
@@ -53,8 +49,7 @@ class Positions {
         scale_(Acc(problem.options.logit_scale)),
         softcap_(Acc(problem.options.logit_softcap)),
         series_(Acc(problem.options.gamma)),
-        kept_(Acc(1 - problem.options.label_smoothing)),
-        smoothing_(Acc(problem.options.label_smoothing / static_cast<double>(problem.cols))),
+        smoothing_(problem),
         run_(problem.logits.layout.inner_size()) {
     if (problem.target_kind == TargetKind::probabilities) {
       run_ = std::min(run_, problem.probabilities.layout.inner_size());
@@ -88,29 +83,9 @@ class Positions {
   }
 
   Block block(int64_t index) const {
-    Block block;
     const int64_t start = index % blocks_per_run_ * kLanes;
-    block.row = index / blocks_per_run_ * run_ + start;
-    block.count = static_cast<int>(std::min<int64_t>(kLanes, run_ - start));
-    block.padded = (block.count + kChunk - 1) / kChunk * kChunk;
-    std::fill(block.target, block.target + block.padded, Int(-1));
-    std::fill(block.keep, block.keep + block.padded, Int(-1));
-    if (problem_.target_kind == TargetKind::probabilities) return block;
-    visit_indices(problem_, [&, ignore_index = problem_.ignore_index](auto* indices) {
-      multiversion([&, first = indices + block.row] {
-        for (int lane = 0; lane < block.count; ++lane) {
-          const int64_t index = first[lane];
-          const bool ignored = index == ignore_index;
-          block.keep[lane] = ignored ? Int(0) : Int(-1);
-          block.target[lane] = ignored ? Int(-1) : static_cast<Int>(index);
-        }
-      });
-    });
-    return block;
-  }
-
-  Acc weight(int64_t index) const {
-    return problem_.weight == nullptr ? Acc(1) : static_cast<const Acc*>(problem_.weight)[index];
+    return Block(problem_, index / blocks_per_run_ * run_ + start,
+                 static_cast<int>(std::min<int64_t>(kLanes, run_ - start)));
   }
 
   // Classes [begin, begin + classes) of a block, one line per class.
@@ -160,13 +135,13 @@ class Positions {
 
   void load_spread(const Block& block, int64_t begin, int classes, Grid& grid) const {
     const int padded = block.padded;
-    const Acc kept = kept_, smoothing = smoothing_;
+    const Acc kept = smoothing_.kept, each = smoothing_.each;
     const Acc* weights =
         problem_.weight == nullptr ? nullptr : static_cast<const Acc*>(problem_.weight) + begin;
     if (problem_.target_kind != TargetKind::probabilities) {
       multiversion([=, &grid] {
         for (int c = 0; c < classes; ++c) {
-          const Acc value = weights == nullptr ? smoothing : smoothing * weights[c];
+          const Acc value = weights == nullptr ? each : each * weights[c];
           for (int lane = 0; lane < padded; ++lane) grid.q[c][lane] = value;
         }
       });
@@ -181,18 +156,11 @@ class Positions {
       for (int c = 0; c < classes; ++c) {
         const Acc w = weights == nullptr ? Acc(1) : weights[c];
         for (int lane = 0; lane < padded; ++lane) {
-          grid.q[c][lane] = (grid.q[c][lane] * kept + smoothing) * w;
+          grid.q[c][lane] = (grid.q[c][lane] * kept + each) * w;
         }
       }
     });
   }
-
-  using WideLane = double[kLanes];
-
-  struct alignas(64) Sums {
-    WideLane max, sum, spread_weight, spread_gap;
-    Lane target_logit;
-  };
 
   // Adds one class tile to the sums of the classes before it, in double: there may be thousands.
   template <bool kSpread>
@@ -235,15 +203,8 @@ class Positions {
         }
         for (int64_t lane = 0; lane < kChunk; ++lane) {
           RowSums<double> all{max[lane], sum[lane], spread_weight[lane], spread_gap[lane]};
-          if (begin > 0) {
-            const RowSums<double> before{sums.max[at + lane], sums.sum[at + lane],
-                                         sums.spread_weight[at + lane], sums.spread_gap[at + lane]};
-            all = merge(before, all);
-          }
-          sums.max[at + lane] = all.max;
-          sums.sum[at + lane] = all.sum;
-          sums.spread_weight[at + lane] = all.spread_weight;
-          sums.spread_gap[at + lane] = all.spread_gap;
+          if (begin > 0) all = merge(sums.at(at + lane), all);
+          sums.set(at + lane, all);
           sums.target_logit[at + lane] = target_logit[lane];
         }
       }
@@ -255,42 +216,6 @@ class Positions {
     for (int64_t begin = 0; begin < problem_.cols; begin += kClassTile) {
       body(begin, static_cast<int>(std::min<int64_t>(kClassTile, problem_.cols - begin)));
     }
-  }
-
-  struct alignas(64) Norms {
-    Lane max, sum, log_sum, p, one_minus_p, r;
-    WideLane spread_loss, spread_slope;
-
-    CE_HD RowNorm<Acc> at(int lane) const {
-      return {max[lane], sum[lane], log_sum[lane], p[lane], one_minus_p[lane], r[lane]};
-    }
-  };
-
-  void normalise_lanes(const Block& block, const Sums& sums, Norms& norms) const {
-    const int padded = block.padded;
-    visit_bool(problem_.target_kind != TargetKind::probabilities, [&](auto indexed) {
-      multiversion([=, &sums, &norms] {
-        for (int lane = 0; lane < padded; ++lane) {
-          const RowSums<Acc> all{Acc(sums.max[lane]), Acc(sums.sum[lane]),
-                                 Acc(sums.spread_weight[lane]), Acc(sums.spread_gap[lane])};
-          RowNorm<Acc> norm;
-          if constexpr (decltype(indexed)::value) {
-            norm = normalise(all, sums.target_logit[lane]);
-          } else {
-            norm = normalise(all);
-          }
-          const SpreadTerms<Acc> spread = plain_spread(all, norm);
-          norms.max[lane] = norm.max;
-          norms.sum[lane] = norm.sum;
-          norms.log_sum[lane] = norm.log_sum;
-          norms.p[lane] = norm.p;
-          norms.one_minus_p[lane] = norm.one_minus_p;
-          norms.r[lane] = norm.r;
-          norms.spread_loss[lane] = spread.loss;
-          norms.spread_slope[lane] = spread.slope;
-        }
-      });
-    });
   }
 
   // Calls body with a function (p, r) -> FocalTerms of any class.
@@ -348,7 +273,7 @@ class Positions {
       }
     });
     Norms norms;
-    normalise_lanes(block, sums, norms);
+    normalise_lanes(problem_, block, sums, norms);
     if (focal_spread) {
       for_each_class_tile([&](int64_t begin, int classes) {
         if (problem_.cols > kClassTile) {  // else they are there
@@ -358,57 +283,7 @@ class Positions {
         add_focal_spread(block, begin, classes, grid, norms);
       });
     }
-    finish_lanes(block, norms);
-  }
-
-  // t of the target classes apart from their spread, and q of those that the spread counted.
-  void load_target_weights(const Block& block, Lane& target_weight, Lane& target_spread) const {
-    const Acc kept = kept_, spread = problem_.has_spread() ? smoothing_ : Acc(0);
-    const bool together = problem_.has_focal_spread();
-    if (problem_.weight != nullptr) {
-      for (int lane = 0; lane < block.padded; ++lane) {
-        target_weight[lane] = block.target[lane] < 0 ? Acc(0) : weight(block.target[lane]);
-      }
-    }
-    multiversion(
-        [=, weighted = problem_.weight != nullptr, &block, &target_weight, &target_spread] {
-          for (int lane = 0; lane < block.padded; ++lane) {
-            const Acc one = block.target[lane] < 0 ? Acc(0) : Acc(1);
-            const Acc w = weighted ? target_weight[lane] : one;
-            target_weight[lane] = kept * w + (together ? spread * w : Acc(0));
-            target_spread[lane] = together ? Acc(0) : spread * w;
-          }
-        });
-  }
-
-  void finish_lanes(const Block& block, const Norms& norms) const {
-    alignas(64) Lane target_weight, target_spread;
-    load_target_weights(block, target_weight, target_spread);
-    const RowOptions options = problem_.options;
-    const int count = block.count;
-    const int64_t rows = problem_.rows;
-    Acc* loss = static_cast<Acc*>(problem_.row_loss) + block.row;
-    Acc* state = static_cast<Acc*>(problem_.state) + block.row;
-    const bool log_sum = problem_.has_focal_spread();
-    multiversion([=, &block, &norms, &target_weight, &target_spread] {
-      const auto kept = [&block](Acc value, int lane) {
-        return bit_cast<Acc>(static_cast<Int>(bit_cast<Int>(value) & block.keep[lane]));
-      };
-      alignas(64) Lane row_loss, coef, target_grad;
-      for (int lane = 0; lane < count; ++lane) {
-        const SpreadTerms<Acc> spread{Acc(norms.spread_loss[lane]), Acc(norms.spread_slope[lane])};
-        const RowResult<Acc> row =
-            finish_row(norms.at(lane), target_weight[lane], target_spread[lane], spread, options);
-        row_loss[lane] = kept(row.loss, lane);
-        coef[lane] = kept(row.state.coef, lane);
-        target_grad[lane] = kept(row.state.target_grad, lane);
-      }
-      std::copy(row_loss, row_loss + count, loss);
-      std::copy(norms.max, norms.max + count, state);
-      std::copy(coef, coef + count, state + rows);
-      std::copy(target_grad, target_grad + count, state + 2 * rows);
-      if (log_sum) std::copy(norms.log_sum, norms.log_sum + count, state + 3 * rows);
-    });
+    finish_lanes(problem_, block, norms);
   }
 
   struct alignas(64) Factors {
@@ -528,7 +403,7 @@ class Positions {
   const Problem& problem_;
   const Acc scale_, softcap_;
   const FocalSeries<Acc> series_;
-  const Acc kept_, smoothing_;
+  const Smoothing<Acc> smoothing_;
   int64_t run_, blocks_per_run_;  // positions that are neighbours in every tensor involved
 };
 

@@ -12,9 +12,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "../row_access.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "row_lanes.h"
 #include "tile.h"
 
 namespace torchce::cpu {
@@ -22,6 +22,11 @@ namespace {
 
 // A thread is woken for at least this many logits: about 10 us of work.
 constexpr int64_t kGrainLogits = 32768;
+// Rows that are finished side by side.
+constexpr int kFinished = 16;
+// Rows of no more logits than this in all wait for each other between the two looks of a pass that
+// takes both: 32 KiB of float32, in L2 with what they become.
+constexpr int64_t kWaitingLogits = 8192;
 // With fewer rows than this, tiles are shared out instead of rows, so that no thread idles.
 constexpr int64_t kFewRows = 64;
 
@@ -57,9 +62,8 @@ class Rows {
 
   void forward() const {
     if (problem_.rows >= kFewRows || tiles_ == 1) {
-      parallel_for(problem_.rows, row_grain(), [this](int64_t begin, int64_t end) {
-        std::vector<TileSums<Acc>> sums(static_cast<size_t>(tiles_));
-        for (int64_t row = begin; row < end; ++row) forward_row(row, sums.data());
+      for_each_group(kFinished, [this](int64_t row, int count, TileSums<Acc>* sums) {
+        forward_group(row, count, sums);
       });
     } else {
       forward_by_tiles();
@@ -76,11 +80,12 @@ class Rows {
 
   void forward_backward() const {
     if (problem_.rows >= kFewRows || tiles_ == 1) {
-      parallel_for(problem_.rows, row_grain(), [this](int64_t begin, int64_t end) {
-        std::vector<TileSums<Acc>> sums(static_cast<size_t>(tiles_));
-        for (int64_t row = begin; row < end; ++row) {
-          forward_row(row, sums.data());
-          for (int64_t tile = 0; tile < tiles_; ++tile) backward_tile(row, tile);
+      const int64_t waiting = kWaitingLogits / problem_.cols;
+      const int group = static_cast<int>(std::clamp<int64_t>(waiting, 1, kFinished));
+      for_each_group(group, [this](int64_t row, int count, TileSums<Acc>* sums) {
+        forward_group(row, count, sums);
+        for (int64_t unit = row * tiles_; unit < (row + count) * tiles_; ++unit) {
+          backward_tile(unit / tiles_, unit % tiles_);
         }
       });
     } else {
@@ -245,12 +250,25 @@ class Rows {
     return focal_spread_sums(tile.z, tile.q, padded, norm.max, norm.log_sum, series_.gamma);
   }
 
-  void forward_row(int64_t row, TileSums<Acc>* sums) const {
-    if (!is_ignored(problem_, row)) {
+  // Calls body(first row, number of rows, room for the sums of their tiles) in parallel.
+  template <class Body>
+  void for_each_group(int group, const Body& body) const {
+    parallel_for(problem_.rows, row_grain(), [&](int64_t begin, int64_t end) {
+      std::vector<TileSums<Acc>> sums(static_cast<size_t>(tiles_ * group));
+      for (int64_t row = begin; row < end; row += group) {
+        body(row, static_cast<int>(std::min<int64_t>(group, end - row)), sums.data());
+      }
+    });
+  }
+
+  void forward_group(int64_t first, int count, TileSums<Acc>* sums) const {
+    for (int64_t row = first; row < first + count; ++row) {
+      if (is_ignored(problem_, row)) continue;
       const int64_t target = this->target(row);
-      for (int64_t tile = 0; tile < tiles_; ++tile) sums[tile] = sum_tile(row, target, tile);
+      TileSums<Acc>* of_row = sums + (row - first) * tiles_;
+      for (int64_t tile = 0; tile < tiles_; ++tile) of_row[tile] = sum_tile(row, target, tile);
     }
-    finish(row, sums);
+    finish(first, count, sums);
   }
 
   void forward_by_tiles() const {
@@ -261,31 +279,48 @@ class Rows {
         if (!is_ignored(problem_, row)) sums[unit] = sum_tile(row, target(row), unit % tiles_);
       }
     });
-    parallel_for(problem_.rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) finish(row, &sums[row * tiles_]);
+    // a focal spread may take a second look at its rows
+    const int64_t grain = problem_.has_focal_spread() ? 1 : kFinished;
+    parallel_for(problem_.rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; row += kFinished) {
+        finish(row, static_cast<int>(std::min<int64_t>(kFinished, end - row)), &sums[row * tiles_]);
+      }
     });
   }
 
-  // From the sums of a row's tiles to its loss and state.
-  void finish(int64_t row, const TileSums<Acc>* sums) const {
-    if (is_ignored(problem_, row)) return write_row<Acc>(problem_, row, {});
-    const int64_t target = this->target(row);
-    const Acc target_logit = target == kNoTarget ? Acc(0) : logit(row, target);
-    RowSums<Acc> all;
-    RowNorm<Acc> norm;
+  // From the sums of the tiles of neighbouring rows to losses and states.
+  void finish(int64_t first, int count, const TileSums<Acc>* sums) const {
+    const RowLanes<Acc, kFinished> rows(problem_, first, count);
+    LaneSums<Acc, kFinished> all;
+    LaneNorms<Acc, kFinished> norms;
+    for (int lane = 0; lane < rows.padded; ++lane) {
+      const bool empty = lane >= count || rows.keep[lane] == 0;
+      all.set(lane, empty ? Total{} : merge_tiles(sums + lane * tiles_));
+      all.target_logit[lane] =
+          rows.target[lane] < 0 ? Acc(0) : logit(first + lane, rows.target[lane]);
+    }
+    normalise_lanes(problem_, rows, all, norms);
+    if (problem_.has_focal_spread()) {
+      for (int lane = 0; lane < count; ++lane) {
+        if (rows.keep[lane] == 0) continue;
+        const SpreadTerms<Acc> focal =
+            focal_spread_of(first + lane, rows.target[lane], sums + lane * tiles_, norms.at(lane));
+        norms.spread_loss[lane] = focal.loss;
+        norms.spread_slope[lane] = focal.slope;
+      }
+    }
+    finish_lanes(problem_, rows, norms);
+  }
+
+  Total merge_tiles(const TileSums<Acc>* sums) const {
+    Total total = sums[0].row.template as<double>();
+    if (tiles_ == 1) return total;
     multiversion([&] {  // scalar, but without an instruction for it each fma is a call
-      Total total = sums[0].row.template as<double>();
       for (int64_t tile = 1; tile < tiles_; ++tile) {
         total = merge(total, sums[tile].row.template as<double>());
       }
-      all = total.template as<Acc>();
-      norm = normalise_row(all, target, target_logit);
     });
-    const SpreadTerms<Acc> focal =
-        problem_.has_focal_spread() ? focal_spread_of(row, target, sums, norm) : SpreadTerms<Acc>{};
-    multiversion([&] {
-      write_row(problem_, row, finish_row(problem_, smoothing_, target, all, norm, focal));
-    });
+    return total;
   }
 
   void backward_tile(int64_t row, int64_t index) const {

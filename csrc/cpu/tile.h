@@ -103,9 +103,14 @@ acc_t<T> max_of(const T* z, int size) {
   multiversion([=, &max] {
     alignas(64) Acc lanes[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = -Acc(INFINITY);
-    const int whole = size / kLanes * kLanes;
-    fill_lanes(lanes, whole, [z](Acc best, int64_t i) { return larger(best, to_acc(z[i])); });
-    for (int i = whole; i < size; ++i) lanes[i - whole] = larger(lanes[i - whole], to_acc(z[i]));
+    const auto keep = [z](Acc best, int64_t i) { return larger(best, to_acc(z[i])); };
+    fill_lanes(lanes, size / kLanes * kLanes, keep);
+    // the last ones with some before them, which may be looked at twice
+    if (size >= kLanes) {
+      fill_lanes(lanes, kLanes, [=](Acc best, int64_t i) { return keep(best, size - kLanes + i); });
+    } else {
+      for (int i = 0; i < size; ++i) lanes[i] = keep(lanes[i], i);
+    }
     max = fold(lanes, larger<Acc>);
   });
   return max;
@@ -133,18 +138,26 @@ CE_HD void for_each_block(int size, int left_out, const Whole& whole, const Patc
   }
 }
 
-// One block of values, with something else in the place of the class that is left out and behind
-// the tile.
+// The values of a block from class `begin` on, with something else in the place of the class that
+// is left out and of what lies outside. The last block of a tile is read from where a whole block
+// ends with the tile: the classes before `begin`, counted already, lie outside.
 template <class Acc, class Value>
 CE_HD void patch_block(int begin, int size, int left_out, const Value& value, Acc otherwise,
                        Acc* block) {
-  if (begin + kLanes <= size) {
-    for (int lane = 0; lane < kLanes; ++lane) block[lane] = value(begin + lane);
+  if (size >= kLanes) {
+    const int64_t first = begin + kLanes <= size ? begin : size - kLanes;
+    const int outside = static_cast<int>(begin - first);
+    const int other = static_cast<int>(left_out - first);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const bool counts = (lane >= outside) & (lane != other);
+      const Acc here = value(first + lane);
+      block[lane] = counts ? here : otherwise;
+    }
   } else {
     for (int lane = 0; lane < kLanes; ++lane) block[lane] = otherwise;
-    for (int i = begin; i < size; ++i) block[i - begin] = value(i);
+    for (int i = 0; i < size; ++i) block[i] = value(i);
+    if (left_out >= 0) block[left_out] = otherwise;
   }
-  if (left_out >= begin && left_out < begin + kLanes) block[left_out - begin] = otherwise;
 }
 
 // sum exp(z - reference) without the class `left_out`, over a tile or logits in memory.
@@ -168,7 +181,8 @@ acc_t<T> exp_sum(const Z* z, int size, int left_out, acc_t<T> reference, const T
         [=](int begin) {
           alignas(64) Acc block[kLanes];
           patch_block(
-              begin, size, left_out, [z](int i) { return to_acc(z[i]); }, -Acc(INFINITY), block);
+              begin, size, left_out, [z](int64_t i) { return to_acc(z[i]); }, -Acc(INFINITY),
+              block);
           add(block);
         });
     sum = fold_sum(lanes);
@@ -307,7 +321,8 @@ void spread_sums(const Z* z, int size, const Spread<T>& spread, int left_out, Ac
           [=](int begin) {
             alignas(64) Acc block[kLanes], q[kLanes];
             patch_block(
-                begin, size, left_out, [z](int i) { return to_acc(z[i]); }, -Acc(INFINITY), block);
+                begin, size, left_out, [z](int64_t i) { return to_acc(z[i]); }, -Acc(INFINITY),
+                block);
             patch_block(begin, size, left_out, in_memory, Acc(0), q);
             add(block, [&q](int64_t lane) { return q[lane]; }, std::false_type{});
           });
