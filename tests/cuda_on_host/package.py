@@ -9,45 +9,39 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .build import CACHE, HERE, ROOT, build_host_library, host_environment
+from .planted import plant
 
-CUDA = ROOT / "csrc" / "cuda"
-SOURCES = [ROOT / "csrc" / "ops.cpp", CUDA / "backend.cpp", CUDA / "plan.cpp"]
-SOURCES += [CUDA / "resident.cu", CUDA / "streaming.cu", CUDA / "backward.cu", CUDA / "summary.cu"]
-SOURCES += [CUDA / "scale.cu", CUDA / "elements.cu", HERE / "ops_on_host.cpp"]
+SOURCES = ["ops.cpp", "cuda/backend.cpp", "cuda/plan.cpp", "cuda/resident.cu", "cuda/streaming.cu"]
+SOURCES += ["cuda/backward.cu", "cuda/summary.cu", "cuda/scale.cu", "cuda/elements.cu"]
 
 
-def build_library(
-    kind: str = "plain", sources: Sequence[Path] = SOURCES, extra_flags: Sequence[str] = ()
-) -> Path:
+def build_library(kind: str) -> Path:
+    """Of the package's code under a sanitizer; the plain library, which executes much and is
+    compiled once, has the planted mistakes in it and makes none unless it is told to."""
+    csrc = plant() if kind == "plain" else ROOT / "csrc"
     torch_folder = Path(torch.__file__).parent
     include = torch_folder / "include"
-    flags = [*extra_flags, "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(include)]
+    flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(include)]
     flags += ["-isystem", str(include / "torch" / "csrc" / "api" / "include")]
     flags += ["-isystem", sysconfig.get_path("include")]
     link = [f"-L{torch_folder / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    sources = [*(csrc / source for source in SOURCES), HERE / "ops_on_host.cpp"]
     return build_host_library(sources, kind, flags, link)
 
 
-def build_package(
-    kind: str = "plain",
-    sources: Sequence[Path] = SOURCES,
-    name: str = "package",
-    extra_flags: Sequence[str] = (),
-) -> Path:
-    """`sources` in the place of the package's own make a package of another name."""
-    folder = CACHE / f"{name}-{kind}-{sys.implementation.cache_tag}"
+def build_package(kind: str) -> Path:
+    folder = CACHE / f"package-{kind}-{sys.implementation.cache_tag}"
     package = folder / "torchce_cuda"
     package.mkdir(parents=True, exist_ok=True)
     for source in (ROOT / "torchce_cuda").iterdir():
         if source.suffix in {".py", ".so"} and not source.name.startswith("_ops_library"):
             _put(source, package / source.name)
-    _put(build_library(kind, sources, extra_flags), package / "_ops_library.abi3.so")
+    _put(build_library(kind), package / "_ops_library.abi3.so")
     return folder
 
 

@@ -1,17 +1,13 @@
 """Kernels of the package with mistakes: what must fail, so that a test is known to look.
 
-build_with(bugs)                          a package that has all of them, and makes none or one
-run_exercise(package, exercise, mistake)  where it makes the bug of this number, from 1 on; 0: none
+plant()   a copy of csrc that makes none of BUGS, or the one whose number, from 1 on, is the
+          environment's PLANTED_MISTAKE
 """
 
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .build import CACHE, HERE, ROOT, digest, host_environment
-from .package import SOURCES, build_package
+from .build import CACHE, HERE, ROOT, digest
 
 
 class Bug(NamedTuple):
@@ -22,36 +18,56 @@ class Bug(NamedTuple):
     wrong: str
 
 
-def build_with(bugs: Sequence[Bug]) -> Path:
+ROW_BUGS = {
+    "classes_behind_the_row_count": Bug(
+        "cuda/row.cuh", "i < left ? z[k][i] : with", "i <= left ? z[k][i] : with"
+    ),
+    "what_is_left_out_is_a_tie": Bug(
+        "cuda/row.cuh",
+        "mul_add(ties - Acc(left_out), exp_nonpos(max - reference), pass.row.sum)",
+        "mul_add(ties, exp_nonpos(max - reference), pass.row.sum)",
+    ),
+    "no_packet_behind_a_group": Bug("cuda/row_view.cuh", "row.shift != 0", "row.shift < 0"),
+    "half_words_are_not_cut": Bug("cuda/row_view.cuh", "half ? 16 : 0", "0"),
+    "old_ties_are_lost": Bug("row_math.h", "moves ? sums.focal.top : Acc(0)", "Acc(0)"),
+}
+ELEMENT_BUGS = {
+    "lost_tail": Bug(
+        "cuda/operand.cuh",
+        "(problem.inner_size() + elements - 1) / elements",
+        "problem.inner_size() / elements",
+    ),
+    "lost_partial_sum": Bug("cuda/totals.cuh", "i < blocks", "i + 1 < blocks"),
+    "ignored_elements_stay": Bug(
+        "cuda/elements.cu", "counted >> i & 1 ? values[i] : Acc(0)", "values[i]"
+    ),
+    "copies_count": Bug(
+        "cuda/elements.cu",
+        "chunk.holds(i) && !(t[i] == work.options.ignored)",
+        "!(t[i] == work.options.ignored)",
+    ),
+    "wrong_stride": Bug(
+        "cuda/operand.cuh", "rest * operand.stride[0]", "rest * operand.stride[inner]"
+    ),
+}
+BUGS = ROW_BUGS | ELEMENT_BUGS
+
+
+def plant() -> Path:
     original = ROOT / "csrc"
     texts = {path: path.read_text() for path in sorted(original.rglob("*")) if path.is_file()}
-    for number, bug in enumerate(bugs, start=1):
+    for number, bug in enumerate(BUGS.values(), start=1):
         text = texts[original / bug.file]
         assert text.count(bug.right) == 1, bug
         choice = f"(planted_mistake == {number} ? ({bug.wrong}) : ({bug.right}))"
         texts[original / bug.file] = text.replace(bug.right, choice)
-    for file in {bug.file for bug in bugs}:
+    for file in {bug.file for bug in BUGS.values()}:
         texts[original / file] = f'#include "{HERE / "mistake.h"}"\n' + texts[original / file]
 
-    copy = CACHE / f"mistakes-{digest(*texts.values())}"
+    copy = CACHE / f"planted-{digest(*texts.values())}"
     for path, text in texts.items():
         place = copy / path.relative_to(original)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text)
-    sources = [
-        copy / path.relative_to(original) if path.is_relative_to(original) else path
-        for path in SOURCES
-    ]
-    return build_package("plain", sources, "mistakes", ["-O1"])  # compiled longer than executed
-
-
-def run_exercise(package: Path, exercise: str, mistake: int) -> subprocess.CompletedProcess:
-    environment = {"PYTHONPATH": str(package), "PLANTED_MISTAKE": str(mistake)}
-    return subprocess.run(
-        [sys.executable, str(HERE / exercise), "--quick"],
-        cwd=package,
-        env=host_environment("plain") | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+        if not place.is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text)
+    return copy

@@ -14,8 +14,9 @@ def exercise(kind: str, *arguments: str, **environment: str) -> None:
     assert "problems agree" in run([str(HERE / "exercise.py"), *arguments], kind, **environment)
 
 
-@pytest.mark.parametrize("order", ["forward", "reverse", "random"])
+@pytest.mark.parametrize("order", ["reverse", "random"])
 def test_orders(order: str) -> None:
+    """Besides `forward`, in which test_planted.py has them agree."""
     exercise("plain", *([] if order == "random" else ["--quick"]), CUDA_ON_HOST_ORDER=order)
 
 
