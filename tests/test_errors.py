@@ -110,7 +110,11 @@ EXTRAS = (
     bad_option(TypeError, "gamma|float|Tensor", gamma=torch.tensor(2.0)),
     bad_option(TypeError, "z_loss|float|str", z_loss="0"),
     bad_option(TypeError, "z_loss|float|NoneType", z_loss=None),
+    bad_option(ValueError, "z_loss|nan|finite", z_loss=NAN),
+    bad_option(ValueError, "z_loss|inf|finite", z_loss=INF),
     bad_option(TypeError, "logit_scale|float|NoneType", logit_scale=None),
+    bad_option(ValueError, "logit_scale|nan|finite", logit_scale=NAN),
+    bad_option(ValueError, "logit_scale|-inf|finite", logit_scale=-INF),
     bad_option(ValueError, "logit_softcap|0|> 0", logit_softcap=0.0),
     bad_option(ValueError, "logit_softcap|-1|> 0", logit_softcap=-1.0),
     bad_option(ValueError, "logit_softcap|inf|finite", logit_softcap=INF),
@@ -119,6 +123,10 @@ EXTRAS = (
     bad_option(ValueError, "normalizer|'mean'|'sum'", normalizer=2.0, reduction="sum"),
     bad_option(ValueError, "normalizer|'mean'|'none'", normalizer=2.0, reduction="none"),
     bad_option(ValueError, "normalizer|[2]|0-d", normalizer=torch.ones(2)),
+    bad_option(ValueError, "normalizer|0.0|> 0", normalizer=0.0),
+    bad_option(ValueError, "normalizer|nan|finite", normalizer=NAN),
+    bad_option(TypeError, "normalizer|bool|integer", normalizer=torch.tensor(True)),
+    bad_option(RuntimeError, "normalizer|meta|cpu", normalizer=torch.tensor(2.0, device="meta")),
     bad_option(TypeError, "gama", gama=2.0),
 )
 
@@ -129,6 +137,22 @@ def test_same_class_as_pytorch(call: BadCall, inplace: bool) -> None:
     with pytest.raises(Exception) as theirs:  # noqa: B017, PT011
         F.cross_entropy(*call.arguments, **call.keywords)
     call.check(theirs.type, inplace=inplace)
+
+
+@pytest.mark.parametrize("name", ["target", "weight", "normalizer"])
+@pytest.mark.parametrize("route", ["forward", "two passes", "in place", "composition"])
+def test_one_tensor_on_meta(name: str, route: str) -> None:
+    """The dispatcher takes such a call to what knows of shapes alone, and returns garbage."""
+    target = SOFT.clone().requires_grad_() if route == "composition" else TARGET
+    good = {"target": target, "weight": torch.ones(3), "normalizer": torch.tensor(2.0)}
+    for logits in (torch.randn(4, 3), torch.randn(2000, 3)):
+        rows = logits.shape[0] // 4
+        good["target"] = torch.cat([target] * rows)
+        logits.requires_grad_(route != "forward")
+        with pytest.raises(RuntimeError, match=f"{name} is on meta, but input is on cpu"):
+            ce.cross_entropy(
+                1 * logits, **good | {name: good[name].to("meta")}, inplace=route == "in place"
+            )
 
 
 @pytest.mark.parametrize("call", EXTRAS, ids=lambda call: call.message)

@@ -246,6 +246,22 @@ def test_what_cannot_be_overwritten_is_refused(
     ce.cross_entropy(logits, target, reduction=reduction).sum().backward()
 
 
+@pytest.mark.parametrize("name", ["target", "weight", "normalizer"])
+def test_gradients_beside_that_of_the_logits_are_refused(name: str, device: torch.device) -> None:
+    """Their composition keeps the logits, so there is nothing to save."""
+    logits = torch.randn(4, 3, device=device, requires_grad=True)
+    others = {"target": torch.rand(4, 3), "weight": torch.rand(3), "normalizer": torch.tensor(2.0)}
+    others = {key: value.to(device) for key, value in others.items()}
+    others[name].requires_grad_()
+    with pytest.raises(RuntimeError, match=f"(?s)inplace: {name} requires grad.*detach"):
+        ce.cross_entropy(1 * logits, **others, inplace=True)
+    with torch.no_grad():
+        ce.cross_entropy(1 * logits, **others, inplace=True)
+    compiled = torch.compile(ce.cross_entropy, backend="eager", fullgraph=True)
+    compiled(1 * logits, **others, inplace=True).backward()  # where it is ignored
+    assert others[name].grad is not None
+
+
 @DTYPES
 @REDUCTIONS
 @pytest.mark.parametrize("view", ["view", "flatten", "unflatten", "view of view"])

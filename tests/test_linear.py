@@ -794,11 +794,23 @@ def test_next_token_target(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("error", "tokens"),
-    [(ValueError, torch.tensor(1)), (TypeError, torch.rand(3)), (ValueError, torch.ones(3).byte())],
+    [
+        (ValueError, torch.tensor(1)),
+        (TypeError, torch.rand(3)),
+        (TypeError, torch.rand(3) > 0),
+        (TypeError, torch.rand(3) + 0j),
+        (ValueError, torch.ones(3).byte()),
+    ],
 )
 def test_tokens_without_a_next(error: type[Exception], tokens: Tensor) -> None:
     with pytest.raises(error, match="tokens|ignore_index is -100"):
         ce.next_token_target(tokens)
+
+
+@pytest.mark.parametrize("ignore_index", [None, 1.5, True])
+def test_tokens_to_ignore(ignore_index) -> None:
+    with pytest.raises(TypeError, match="ignore_index must be an int"):
+        ce.next_token_target(torch.tensor([1, 2]), ignore_index)
 
 
 # Bad input.
@@ -882,9 +894,12 @@ def test_bad_input_where_plain_pytorch_computes(error, message: str, changed: di
         )
 
 
-@pytest.mark.parametrize("name", ["linear_weight", "linear_bias", "target"])
+@pytest.mark.parametrize(
+    "name", ["linear_weight", "linear_bias", "target", "weight", "normalizer"]
+)
 def test_another_device(name: str) -> None:
     good = {"input": HIDDEN, "linear_weight": HEAD, "target": TARGET, "linear_bias": HEAD[:, 0]}
+    good |= {"weight": torch.ones(5), "normalizer": torch.tensor(4.0)}
     with pytest.raises(RuntimeError, match=f"{name} is on meta, but input is on cpu"):
         ce.linear_cross_entropy(**{**good, name: good[name].to("meta")})
 

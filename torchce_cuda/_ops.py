@@ -30,9 +30,18 @@ def _class_dim(logits: torch.Tensor) -> int:
     return 1 if logits.dim() > 1 else 0
 
 
-def _check_device(logits: torch.Tensor, other: torch.Tensor | None, name: str) -> None:
-    if other is not None and other.device != logits.device:
-        raise RuntimeError(f"{name} is on {other.device}, but input is on {logits.device}")
+def check_devices(
+    input: torch.Tensor, *, normalizer: torch.Tensor | None = None, **others: torch.Tensor | None
+) -> None:
+    """An operator is not told of a meta tensor among its arguments: the dispatcher calls the fake.
+
+    The normalizer may be on the CPU beside any input.
+    """
+    if normalizer is not None and not normalizer.is_cpu:
+        others["normalizer"] = normalizer
+    for name, other in others.items():
+        if other is not None and other.device != input.device:
+            raise RuntimeError(f"{name} is on {other.device}, but input is on {input.device}")
 
 
 @torch.library.register_fake("torchce::cross_entropy_forward")
@@ -47,8 +56,7 @@ def _(
     gamma=0.0,
     **options,
 ):
-    _check_device(logits, target, "target")
-    _check_device(logits, weight, "weight")
+    check_devices(logits, target=target, weight=weight, normalizer=normalizer)
     row_shape = list(logits.shape)
     del row_shape[_class_dim(logits)]
     rows = 1
@@ -63,33 +71,37 @@ def _(
 
 @torch.library.register_fake("torchce::cross_entropy_backward")
 def _(grad_loss, logits, target, state, weight=None, **options):
+    check_devices(logits, target=target, weight=weight, grad_loss=grad_loss, state=state)
     return torch.empty_like(logits)
 
 
 @torch.library.register_fake("torchce::cross_entropy_backward_")
 def _(grad_loss, logits, target, state, weight=None, **options):
+    check_devices(logits, target=target, weight=weight, grad_loss=grad_loss, state=state)
     return None
 
 
 @torch.library.register_fake("torchce::cross_entropy_forward_backward")
 def _(logits, target, weight=None, normalizer=None, **options):
+    check_devices(logits, target=target, weight=weight, normalizer=normalizer)
     return logits.new_empty([], dtype=acc_dtype(logits.dtype)), torch.empty_like(logits)
 
 
 @torch.library.register_fake("torchce::cross_entropy_forward_backward_")
 def _(logits, target, weight=None, normalizer=None, **options):
+    check_devices(logits, target=target, weight=weight, normalizer=normalizer)
     return logits.new_empty([], dtype=acc_dtype(logits.dtype))
 
 
 @torch.library.register_fake("torchce::cross_entropy_divisor")
 def _(logits, target, weight=None, normalizer=None, **options):
+    check_devices(logits, target=target, weight=weight, normalizer=normalizer)
     return logits.new_empty([], dtype=acc_dtype(logits.dtype))
 
 
 @torch.library.register_fake("torchce::sigmoid_focal_forward")
 def _(logits, target, weight=None, pos_weight=None, *, reduction=MEAN, **options):
-    for name, other in (("target", target), ("weight", weight), ("pos_weight", pos_weight)):
-        _check_device(logits, other, name)
+    check_devices(logits, target=target, weight=weight, pos_weight=pos_weight)
     loss_shape = logits.shape if reduction == NONE else []
     dtype = acc_dtype(logits.dtype)
     return logits.new_empty(loss_shape, dtype=dtype), logits.new_empty([], dtype=dtype)
@@ -97,9 +109,11 @@ def _(logits, target, weight=None, pos_weight=None, *, reduction=MEAN, **options
 
 @torch.library.register_fake("torchce::sigmoid_focal_backward")
 def _(grad_loss, logits, target, divisor, weight=None, pos_weight=None, **options):
+    check_devices(logits, target=target, weight=weight, pos_weight=pos_weight, grad_loss=grad_loss)
     return torch.empty_like(logits)
 
 
 @torch.library.register_fake("torchce::scale_")
 def _(values, factor):
+    check_devices(values, factor=factor)
     return None

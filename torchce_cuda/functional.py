@@ -60,7 +60,8 @@ def cross_entropy(
             the gradient's memory, and for "mean" and "sum" of any dtype but float16 also one read
             of the logits, since the gradient is then computed in the forward pass. Afterwards the
             logits' values are undefined; a later use of them by autograd, or a second backward,
-            raises. Ignored where no gradient is needed, under torch.compile and torch.func.
+            raises. Ignored where no gradient is needed, in forward mode, under torch.compile and
+            torch.func.
 
     Returns:
         The loss, 0-d or with the shape of the rows: float64 for float64 input, else float32, where
@@ -83,6 +84,9 @@ def cross_entropy(
         input = input.double()
 
     if runs_composition(input, (target, weight, normalizer)):
+        if inplace and input.requires_grad and torch.is_grad_enabled():
+            _refuse_in_place(target=target, weight=weight, normalizer=normalizer)
+        _ops.check_devices(input, target=target, weight=weight, normalizer=normalizer)
         check_composition(input.shape, input.dtype, target, weight, options)
         return composition(input, target, weight, normalizer, options)
     if not (input.requires_grad and torch.is_grad_enabled()):
@@ -259,6 +263,18 @@ def _overwritable(input: Tensor) -> Tensor:
             "or use inplace=False"
         )
     return whole
+
+
+def _refuse_in_place(**others: Tensor | None) -> None:
+    """What wants a gradient beside the logits: plain PyTorch makes it, and keeps the logits."""
+    if _transforms_active() or torch.compiler.is_compiling():
+        return
+    for name, other in others.items():
+        if other is not None and other.requires_grad:
+            raise RuntimeError(
+                f"inplace: {name} requires grad, and its gradient is made from the logits; "
+                f"pass {name}.detach(), or use inplace=False"
+            )
 
 
 def runs_composition(input, others) -> bool:

@@ -58,7 +58,7 @@ def linear_cross_entropy(
         chunk_rows: rows of logits that are alive at a time, at least 1. By default an eighth of
             the rows, or up to 512 where that is at most a quarter of them (on a CUDA device 4096,
             half of them), or so many that their logits are half as large as `linear_weight`;
-            rounded up to a multiple of 16, and never more than 128 MiB of logits (2 GiB).
+            rounded up to a multiple of 16 (128 from 1024 on), and never more than 128 MiB of logits (2 GiB).
         accumulate_dtype: in which `linear_weight`'s gradient is summed over chunks: float32 by
             default (float64 for float64), or the dtype of `linear_weight`, which saves memory.
 
@@ -99,6 +99,14 @@ def linear_cross_entropy(
         chunk_rows = arguments.as_integer("chunk_rows", chunk_rows)
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows is {chunk_rows}, but must be at least 1")
+    _ops.check_devices(
+        input,
+        linear_weight=linear_weight,
+        target=target,
+        linear_bias=linear_bias,
+        weight=weight,
+        normalizer=normalizer,
+    )
     row_shape = _check_shapes(input, linear_weight, target, linear_bias)
     if target.dtype == torch.float64:
         input, linear_weight = input.double(), linear_weight.double()
@@ -140,12 +148,17 @@ def next_token_target(tokens: Tensor, ignore_index: int = -100) -> Tensor:
     next token and gets `ignore_index`, so that hidden states and target keep one shape and nothing
     has to be cut off or copied: ``linear_cross_entropy(hidden, head, next_token_target(tokens))``.
     Returns a new tensor of the dtype of `tokens`.
+
+    Raises:
+        TypeError: `tokens` is no tensor of integers, or `ignore_index` no integer.
+        ValueError: `tokens` has no last dimension, or its dtype cannot hold `ignore_index`.
     """
     arguments.check_tensor("tokens", tokens)
     if tokens.dim() == 0:
         raise ValueError("tokens is a scalar, but must be of shape (..., T)")
-    if tokens.is_floating_point():
+    if tokens.dtype == torch.bool or tokens.is_floating_point() or tokens.is_complex():
         raise TypeError(f"tokens has dtype {tokens.dtype}, but must hold class indices")
+    ignore_index = arguments.as_integer("ignore_index", ignore_index)
     limits = torch.iinfo(tokens.dtype)
     if not limits.min <= ignore_index <= limits.max:
         raise ValueError(f"ignore_index is {ignore_index}, which {tokens.dtype} cannot hold")
@@ -230,10 +243,6 @@ def _differentiable_grads(inputs, others, grad_loss, wanted, plan):
 
 def _check_shapes(input, linear_weight, target, linear_bias) -> tuple[int, ...]:
     """The shape of the loss row by row."""
-    others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target}
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(f"{name} is on {tensor.device}, but input is on {input.device}")
     if input.dim() < 1:
         raise RuntimeError("input is a scalar, but must be of shape (D), (N, D) or (..., D)")
     if linear_weight.dim() < 2:

@@ -79,8 +79,12 @@ def sigmoid_focal_loss(
 
     others = (target, weight, pos_weight)
     if runs_composition(input, others):
+        _ops.check_devices(input, target=target, weight=weight, pos_weight=pos_weight)
         # the operator's checks of options and dtypes, on no elements
-        nothing = (torch.empty(0, dtype=x.dtype, device="cpu") for x in (input, target))
+        nothing = (
+            None if x is None else torch.empty(0, dtype=x.dtype, device="cpu")
+            for x in (input, *others)
+        )
         _ops.sigmoid_forward(*nothing, **options)
         return _composition(input, others, options)
     if input.requires_grad and torch.is_grad_enabled():
@@ -151,7 +155,7 @@ def _broadcast(name: str, value: Tensor | None, input: Tensor) -> Tensor | None:
     try:
         return value.expand(input.shape)
     except RuntimeError:
-        raise ValueError(
+        raise RuntimeError(
             f"{name} has shape {list(value.shape)}, which cannot be broadcast to the shape of "
             f"input, {list(input.shape)}"
         ) from None
