@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,9 +70,20 @@ def describe(device: str = "cpu") -> dict[str, str]:
         "package": installed["torchce_cuda"],
         "commit": commit(),
         "date": today(),
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "command": command(sys.argv[1:]),
         "packages": packages(),
     }
+
+
+def command(arguments: Sequence[str]) -> str:
+    """What measures the same on any machine: without the file that results go to on this one."""
+    words, rest = ["python", "-m", "bench"], iter(arguments)
+    for word in rest:
+        if word == "--csv":
+            next(rest)
+        elif not word.startswith("--csv="):
+            words.append(word)
+    return shlex.join(words)
 
 
 def describe_host() -> dict[str, str]:

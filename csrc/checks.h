@@ -142,6 +142,12 @@ inline void check_options(const RowOptions& options, TargetKind kind, int64_t ig
   if (!(options.gamma >= 0 && std::isfinite(options.gamma))) {
     fail<std::invalid_argument>("gamma is ", options.gamma, ", but must be a finite number >= 0");
   }
+  if (!std::isfinite(options.z_loss)) {
+    fail<std::invalid_argument>("z_loss is ", options.z_loss, ", but must be finite");
+  }
+  if (!std::isfinite(options.logit_scale)) {
+    fail<std::invalid_argument>("logit_scale is ", options.logit_scale, ", but must be finite");
+  }
   if (!(options.logit_softcap >= 0 && std::isfinite(options.logit_softcap))) {
     fail<std::invalid_argument>("logit_softcap is ", options.logit_softcap, ", but must be > 0");
   }
@@ -154,11 +160,17 @@ inline void check_options(const RowOptions& options, TargetKind kind, int64_t ig
   }
 }
 
+inline std::string device_of(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  const std::string index = std::to_string(tensor.get_device_index());
+  return (tensor.is_cuda() ? "cuda:" : "another kind of device, number ") + index;
+}
+
 inline void check_same_device(const Tensor& logits, const Tensor& other, const char* name) {
   const bool same = logits.is_cpu() ? other.is_cpu()
                                     : logits.is_cuda() == other.is_cuda() &&
                                           logits.get_device_index() == other.get_device_index();
-  if (!same) fail(name, " is on another device than input");
+  if (!same) fail(name, " is on ", device_of(other), ", but input is on ", device_of(logits));
 }
 
 }  // namespace torchce

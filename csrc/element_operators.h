@@ -231,10 +231,10 @@ struct ElementOperators {
     if (pos_weight.has_value()) add(problem.pos_weight, *pos_weight, "pos_weight");
     add_more(layout);
     if (!layout.describe(problem)) {
-      fail("input of shape ", shape_of(logits), " and what is broadcast with it have more than ",
+      fail("input of shape ", shape_of(logits), " and the tensors beside it have more than ",
            kMaxElementDims,
-           " dimensions that do not merge; expand the weights to the shape of input and make "
-           "them contiguous");
+           " dimensions that do not merge; make input, target and the expanded weights "
+           "contiguous");
     }
   }
 };

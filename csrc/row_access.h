@@ -53,20 +53,33 @@ CE_HD RowNorm<Acc> normalise_row(const RowSums<Acc>& sums, int64_t target, Acc t
   return target == kNoTarget ? normalise(sums) : normalise(sums, target_logit);
 }
 
+// What finish_row wants to know of a target class: t apart from its spread, and q where the spread
+// counted it.
+template <class Acc>
+struct TargetTerms {
+  Acc weight, spread;
+};
+
+// `each` is 0 where nothing is spread. A focal spread leaves the target class to its own term.
+template <class Acc>
+CE_HD TargetTerms<Acc> target_terms(Acc class_weight, Acc kept, Acc each, bool focal_spread) {
+  const Acc spread = each * class_weight;
+  if (focal_spread) return {mul_add(kept, class_weight, spread), Acc(0)};
+  return {kept * class_weight, spread};
+}
+
 // From the sums of a row to its loss and what backward needs; with a focal spread, `focal` holds
 // the spread part without the target class.
 template <class Acc>
 CE_HD RowResult<Acc> finish_row(const Problem& problem, const Smoothing<Acc>& smoothing,
                                 int64_t target, const RowSums<Acc>& sums, const RowNorm<Acc>& norm,
                                 const SpreadTerms<Acc>& focal) {
-  const Acc weight = target == kNoTarget ? Acc(0) : weight_of<Acc>(problem, target);
-  const Acc target_spread = problem.has_spread() ? smoothing.each * weight : Acc(0);
-  if (problem.has_focal_spread()) {
-    return finish_row(norm, mul_add(smoothing.kept, weight, target_spread), Acc(0), focal,
-                      problem.options);
-  }
-  return finish_row(norm, smoothing.kept * weight, target_spread, plain_spread(sums, norm),
-                    problem.options);
+  const bool focal_spread = problem.has_focal_spread();
+  const TargetTerms<Acc> terms =
+      target_terms(target == kNoTarget ? Acc(0) : weight_of<Acc>(problem, target), smoothing.kept,
+                   problem.has_spread() ? smoothing.each : Acc(0), focal_spread);
+  return finish_row(norm, terms.weight, terms.spread,
+                    focal_spread ? focal : plain_spread(sums, norm), problem.options);
 }
 
 template <class Acc>

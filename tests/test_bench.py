@@ -374,6 +374,12 @@ def after_one(error):
     return interleave
 
 
+def test_a_command_leaves_out_where_its_results_go():
+    expected = "python -m bench logits --shapes small"
+    for into in (["--csv", "of this machine.csv"], ["--csv=x.csv"], []):
+        assert environment.command(["logits", *into, "--shapes", "small"]) == expected
+
+
 def test_what_raises_while_it_is_timed_is_recorded(measured, capsys):
     path, measure = measured
     measure(after_one(torch.OutOfMemoryError("out of memory\nand a long trace")))

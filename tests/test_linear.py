@@ -894,9 +894,7 @@ def test_bad_input_where_plain_pytorch_computes(error, message: str, changed: di
         )
 
 
-@pytest.mark.parametrize(
-    "name", ["linear_weight", "linear_bias", "target", "weight", "normalizer"]
-)
+@pytest.mark.parametrize("name", ["linear_weight", "linear_bias", "target", "weight", "normalizer"])
 def test_another_device(name: str) -> None:
     good = {"input": HIDDEN, "linear_weight": HEAD, "target": TARGET, "linear_bias": HEAD[:, 0]}
     good |= {"weight": torch.ones(5), "normalizer": torch.tensor(4.0)}

@@ -39,9 +39,9 @@ def operator_options(
     if gamma != 0.0:
         options["gamma"] = as_number("gamma", gamma)
     if z_loss != 0.0:
-        options["z_loss"] = _as_finite("z_loss", z_loss)
+        options["z_loss"] = as_number("z_loss", z_loss)
     if logit_scale != 1.0:
-        options["logit_scale"] = _as_finite("logit_scale", logit_scale)
+        options["logit_scale"] = as_number("logit_scale", logit_scale)
     if logit_softcap is not None:
         options["logit_softcap"] = _as_positive("logit_softcap", logit_softcap)
     return options
@@ -79,7 +79,7 @@ def as_normalizer(value, reduction: str) -> Tensor:
     if value.dim() != 0:
         raise ValueError(f"normalizer has shape {list(value.shape)}, but must be 0-d")
     if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"normalizer has dtype {value.dtype}, but must be a floating or integer one")
+        raise TypeError(f"normalizer has dtype {value.dtype}, but must be floating or integer")
     return value.to(torch.float64)
 
 
@@ -99,13 +99,6 @@ def as_number(name: str, value) -> float:
     if not isinstance(value, Real | torch.SymFloat):
         raise TypeError(f"{name} must be a float, not {type(value).__name__}")
     return float(value)
-
-
-def _as_finite(name: str, value) -> float:
-    value = as_number(name, value)
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}, but must be finite")
-    return value
 
 
 def _as_positive(name: str, value) -> float:

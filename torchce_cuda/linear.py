@@ -58,7 +58,8 @@ def linear_cross_entropy(
         chunk_rows: rows of logits that are alive at a time, at least 1. By default an eighth of
             the rows, or up to 512 where that is at most a quarter of them (on a CUDA device 4096,
             half of them), or so many that their logits are half as large as `linear_weight`;
-            rounded up to a multiple of 16 (128 from 1024 on), and never more than 128 MiB of logits (2 GiB).
+            rounded up to a multiple of 16, or of 128 from 1024 on, and never more than 128 MiB of
+            logits (2 GiB).
         accumulate_dtype: in which `linear_weight`'s gradient is summed over chunks: float32 by
             default (float64 for float64), or the dtype of `linear_weight`, which saves memory.
 

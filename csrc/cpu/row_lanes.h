@@ -97,8 +97,7 @@ void normalise_lanes(const Problem& problem, const RowLanes<Acc, kLanes>& rows,
   });
 }
 
-// What finish_row wants to know of a target: t apart from its spread, and q where the spread
-// counted it.
+// TargetTerms of each lane.
 template <class Acc, int kLanes>
 struct alignas(64) LaneTargets {
   Acc weight[kLanes], spread[kLanes];
@@ -113,13 +112,14 @@ struct alignas(64) LaneTargets {
     }
     const Smoothing<Acc> smoothing(problem);
     const Acc each = problem.has_spread() ? smoothing.each : Acc(0);
-    const bool together = problem.has_focal_spread();
+    const bool focal_spread = problem.has_focal_spread();
     multiversion([=, this, &rows, kept = smoothing.kept] {
       for (int lane = 0; lane < rows.padded; ++lane) {
         const Acc one = rows.target[lane] < 0 ? Acc(0) : Acc(1);
         const Acc w = weighted ? weight[lane] : one;
-        weight[lane] = kept * w + (together ? each * w : Acc(0));
-        spread[lane] = together ? Acc(0) : each * w;
+        const TargetTerms<Acc> terms = target_terms(w, kept, each, focal_spread);
+        weight[lane] = terms.weight;
+        spread[lane] = terms.spread;
       }
     });
   }
