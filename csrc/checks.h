@@ -134,21 +134,26 @@ inline void check_weight(const Tensor& weight, int64_t classes) {
   }
 }
 
-inline void check_options(const RowOptions& options, TargetKind kind, int64_t ignore_index,
-                          int64_t reduction) {
+// As an accumulator holds it: 1e39 is infinite beside logits of float32.
+inline bool finite_beside(DType dtype, double value) {
+  return std::isfinite(dtype == DType::float64 ? value : static_cast<float>(value));
+}
+
+inline void check_options(const RowOptions& options, DType dtype, TargetKind kind,
+                          int64_t ignore_index, int64_t reduction) {
   if (!(options.label_smoothing >= 0 && options.label_smoothing <= 1)) {
     fail("label_smoothing is ", options.label_smoothing, ", but must be between 0 and 1");
   }
-  if (!(options.gamma >= 0 && std::isfinite(options.gamma))) {
+  if (!(options.gamma >= 0 && finite_beside(dtype, options.gamma))) {
     fail<std::invalid_argument>("gamma is ", options.gamma, ", but must be a finite number >= 0");
   }
-  if (!std::isfinite(options.z_loss)) {
+  if (!finite_beside(dtype, options.z_loss)) {
     fail<std::invalid_argument>("z_loss is ", options.z_loss, ", but must be finite");
   }
-  if (!std::isfinite(options.logit_scale)) {
+  if (!finite_beside(dtype, options.logit_scale)) {
     fail<std::invalid_argument>("logit_scale is ", options.logit_scale, ", but must be finite");
   }
-  if (!(options.logit_softcap >= 0 && std::isfinite(options.logit_softcap))) {
+  if (!(options.logit_softcap >= 0 && finite_beside(dtype, options.logit_softcap))) {
     fail<std::invalid_argument>("logit_softcap is ", options.logit_softcap, ", but must be > 0");
   }
   if (kind == TargetKind::probabilities && ignore_index >= 0) {

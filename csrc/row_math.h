@@ -146,6 +146,13 @@ CE_HD FocalTerms<Acc> focal_terms(Acc p, Acc r, Acc gamma) {
   return focal_terms(p, one_minus_exp(r, p), r, gamma);
 }
 
+// At the usual gamma = 2, where the power is a factor.
+template <class Acc>
+CE_HD FocalTerms<Acc> focal_terms_squared(Acc p, Acc r) {
+  const Acc one_minus_p = one_minus_exp(r, p);
+  return focal_terms(one_minus_p, p, one_minus_p, r, Acc(2));
+}
+
 // The spread part of a row after its normaliser is known: sum_j q_j (1-p_j)^gamma r_j  and  sum_j
 // s_j.
 template <class Acc>
@@ -190,11 +197,9 @@ struct FocalSeries {
     return (Acc(1) + gamma) * p <= Acc(0.5) && rest <= tolerance && -rest <= tolerance;
   }
 
-  // The terms themselves; at the usual gamma = 2 the power is a factor.
+  // The terms themselves.
   CE_HD FocalTerms<Acc> exact(Acc p, Acc r) const {
-    const Acc one_minus_p = one_minus_exp(r, p);
-    return gamma == Acc(2) ? focal_terms(one_minus_p, p, one_minus_p, r, gamma)
-                           : focal_terms(p, one_minus_p, r, gamma);
+    return gamma == Acc(2) ? focal_terms_squared(p, r) : focal_terms(p, r, gamma);
   }
 
   // f(p), of a degree that the compiler knows

@@ -59,13 +59,6 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Memory for the gradient: the strides of dense logits, so that both are walked the same way.
-inline Tensor empty_gradient(const Tensor& logits) {
-  if (!logits.is_contiguous()) return torch::stable::empty_like(logits);
-  const auto sizes = logits.sizes();
-  return empty_beside(logits, sizes.data(), sizes.size(), logits.scalar_type());
-}
-
 // nullopt where the row dimensions do not merge into kMaxRowDims.
 inline std::optional<RowLayout> row_layout(const Tensor& tensor) {
   RowLayout layout;
@@ -91,6 +84,17 @@ inline std::optional<RowLayout> row_layout(const Tensor& tensor) {
   }
   layout.dims = std::max(last, 0) + 1;
   return layout;
+}
+
+// Memory for the gradient: the strides of dense logits, so that both are walked the same way; but
+// contiguous where expanded logits had fewer row dimensions than that would have.
+inline Tensor empty_gradient(const Tensor& logits) {
+  if (!logits.is_contiguous()) {
+    const Tensor grad = torch::stable::empty_like(logits);
+    if (row_layout(grad).has_value()) return grad;
+  }
+  const auto sizes = logits.sizes();
+  return empty_beside(logits, sizes.data(), sizes.size(), logits.scalar_type());
 }
 
 // A tensor whose rows a RowLayout can describe: itself, but for rare strides of 8 and more
@@ -128,12 +132,14 @@ struct Arguments {
     return static_cast<char*>(state.mutable_data_ptr()) + (has_divisor() ? bytes : 0);
   }
 
-  // Memory for the loss of each row, in the shape of the rows.
+  // Memory for the loss of each row, in the shape of the rows. Where there are no classes no kernel
+  // writes it: probabilities then sum to nothing.
   Tensor empty_row_loss() const {
     const auto sizes = logits.sizes();
     std::vector<int64_t> shape(sizes.begin(), sizes.end());
     shape.erase(shape.begin() + (shape.size() > 1 ? 1 : 0));
-    return empty_beside(logits, shape.data(), shape.size(), acc_dtype);
+    Tensor loss = empty_beside(logits, shape.data(), shape.size(), acc_dtype);
+    return problem.cols > 0 ? loss : torch::stable::zero_(loss);
   }
 };
 
@@ -143,7 +149,7 @@ inline Arguments make_arguments(const Tensor& logits, const Tensor& target,
   const DType dtype = check_logits(logits);
   const TargetKind kind = check_target(logits, target);
   check_same_device(logits, target, "target");
-  check_options(options, kind, ignore_index, reduction);
+  check_options(options, dtype, kind, ignore_index, reduction);
   const ScalarType acc_dtype = acc_dtype_of(dtype);
   const bool index = kind != TargetKind::probabilities;
   Arguments out{{},

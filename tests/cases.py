@@ -127,6 +127,7 @@ CASES = (
     ),
     Case("large_image", (1, 19, 70, 64), "more positions than one tile", (F32, BF16)),
     Case("deep_image", (2, 1000, 3, 3), "many classes, few positions", (F32, BF16)),
+    Case("many_images", (90, 40, 3), "runs of positions shorter than a vector", ALL, EVERY),
     Case("deep_equal", (1, 50257, 2), "long sums that drift one way", (F32, BF16), SUMS, "equal"),
     Case("volume", (2, 5, 3, 4, 5), "three spatial dimensions", (F32, BF16)),
     Case("one_position", (6, 33, 1), "a spatial dimension of size 1", (F32,)),

@@ -105,6 +105,7 @@ EXTRAS = (
     bad_option(ValueError, "gamma|-1|>= 0", gamma=-1.0),
     bad_option(ValueError, "gamma|nan|>= 0", gamma=NAN),
     bad_option(ValueError, "gamma|inf|finite", gamma=INF),
+    bad_option(ValueError, "gamma|1e+39|finite", gamma=1e39),  # in float32 it is not
     bad_option(TypeError, "gamma|float|str", gamma="2"),
     bad_option(TypeError, "gamma|float|NoneType", gamma=None),
     bad_option(TypeError, "gamma|float|Tensor", gamma=torch.tensor(2.0)),
@@ -112,6 +113,7 @@ EXTRAS = (
     bad_option(TypeError, "z_loss|float|NoneType", z_loss=None),
     bad_option(ValueError, "z_loss|nan|finite", z_loss=NAN),
     bad_option(ValueError, "z_loss|inf|finite", z_loss=INF),
+    bad_option(ValueError, "logit_scale|1e+39|finite", logit_scale=1e39),
     bad_option(TypeError, "logit_scale|float|NoneType", logit_scale=None),
     bad_option(ValueError, "logit_scale|nan|finite", logit_scale=NAN),
     bad_option(ValueError, "logit_scale|-inf|finite", logit_scale=-INF),

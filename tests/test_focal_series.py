@@ -121,6 +121,24 @@ def test_masked_classes(gamma: float) -> None:
     assert smoothed.item() == float("inf")
 
 
+@pytest.mark.parametrize("kind", ["smoothing", "weight", "probabilities"])
+@pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=problem_id)
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("depth", [80.0, 100.0, 1e3, 1e4])
+def test_a_tile_far_below_the_maximum(
+    depth: float, gamma: float, dtype: torch.dtype, kind: str
+) -> None:
+    """Its probabilities are 0 and its costs are not: padding of a vocabulary, masked by -1e4."""
+    soft = kind == "probabilities"
+    opt = option("", "", gamma=gamma, reduction="none") if soft else OPTIONS[kind](gamma)
+    case = Case("far", (6, 4999), "", target="probabilities" if soft else torch.int64)
+    whole = make_problem(case, dtype, opt)
+    logits = whole.input.clone()
+    logits[:3, 2048:] -= depth
+    logits[3:, :4096] -= depth
+    check_rows(whole, logits)
+
+
 @pytest.mark.parametrize("kind", [*OPTIONS, "probabilities"])
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=problem_id)
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.0])

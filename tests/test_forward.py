@@ -8,6 +8,7 @@ from accuracy import assert_same_bits, check, evaluate
 from cases import CASES, OPTIONS, Case, Option, all_problems, make_problem, problem_id
 
 import torchce_cuda as ce
+from torchce_cuda import reference
 
 INF, NAN = float("inf"), float("nan")
 
@@ -56,6 +57,34 @@ def test_nothing_is_lost_as_p_approaches_one(
     assert loss.item() == pytest.approx(exact, rel=rel, abs=1e-44)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=problem_id)
+@pytest.mark.parametrize("shape", [(200, 40), (200, 1000), (100, 4999), (50, 100, 3)], ids=str)
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_nothing_is_lost_behind_a_soft_cap(
+    gamma: float, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    """The target's logit is what the sums have been taken with, to the bit, also by tanh."""
+    logits = torch.randn(shape, dtype=dtype)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]))
+    peaks = torch.empty(target.shape, dtype=dtype).uniform_(10, 60)
+    logits.scatter_(1, target.unsqueeze(1), peaks.unsqueeze(1))
+    options = {"gamma": gamma, "logit_softcap": 30.0, "reduction": "none"}
+
+    def loss_and_gradient(function, x, target):
+        x = x.clone().requires_grad_()
+        loss = function(x, target, **options)
+        loss.sum().backward()
+        at_target = x.grad.gather(1, target.unsqueeze(1))
+        return loss.detach().cpu().double(), at_target.cpu().double()
+
+    ours = loss_and_gradient(ce.cross_entropy, logits.to(device), target.to(device))
+    exact = loss_and_gradient(reference.cross_entropy, logits.double(), target)
+    assert (ours[0] >= 0).all()
+    # an error of z = 30 tanh(x / 30) is one of the loss, relative to it; the power multiplies it
+    rtol = 30 * 4 * (2 + gamma) * torch.finfo(dtype).eps
+    torch.testing.assert_close(ours, exact, rtol=rtol, atol=1e-37)
+
+
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 16, 1000, 50257])
 def test_uniform_rows_cost_log_of_the_classes(num_classes: int, device: torch.device) -> None:
     logits = torch.full((3, num_classes), -7.25, device=device)
@@ -101,6 +130,31 @@ def test_zero_weight_of_an_impossible_target(device: torch.device) -> None:
     weight = torch.tensor([0.0, 1.0], device=device)
     loss = ce.cross_entropy(logits, target, weight, reduction="sum")
     assert loss.isnan()  # 0 * inf, as in PyTorch
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5000), (3, 5, 4)], ids=str)
+def test_zero_weight_of_an_impossible_class(
+    shape: tuple[int, ...], soft: bool, gamma: float, device: torch.device
+) -> None:
+    """Contributes 0 where every class counts, in the kernels and in the composition."""
+    logits = torch.randn(shape, dtype=torch.float64, device=device)
+    logits[:, 1] = -INF
+    weight = torch.rand(shape[1], dtype=torch.float64, device=device)
+    weight[1] = 0
+    rows = shape[:1] + shape[2:]
+    target = torch.rand(shape) if soft else torch.zeros(rows, dtype=torch.int64)
+    options = {"weight": weight, "gamma": gamma, "label_smoothing": 0.1, "reduction": "sum"}
+
+    def loss_and_gradient(function):
+        x = logits.clone().requires_grad_()
+        loss = function(x, target.to(device), **options)
+        return loss.detach(), *torch.autograd.grad(loss, x)
+
+    ours, expected = map(loss_and_gradient, (ce.cross_entropy, reference.cross_entropy))
+    assert all(x.isfinite().all() for x in ours)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64], ids=problem_id)

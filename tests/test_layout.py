@@ -113,6 +113,19 @@ def test_more_dimensions_than_can_be_merged(reverse: bool, device: torch.device)
     torch.testing.assert_close(grad.movedim(1, -1).reshape(-1, num_classes), expected_grad)
 
 
+def test_more_dimensions_than_the_expanded_have(device: torch.device) -> None:
+    """What repeats merges; its gradient repeats nothing, and has a dimension too many."""
+    shape = (3, 3, 2, 3, 1, 3, 2, 2, 3)
+    logits = torch.randn(500, device=device).as_strided(shape, (2, 0, 6, 72, 72, 24, 1, 12, 0))
+    target = torch.randint(3, (3, *shape[2:]), device=device)
+    one = torch.tensor(1.0, device=device)
+    loss, grad = loss_and_gradients(logits, target, None, {}, one)
+    flat, flat_target = logits.flatten(2), target.flatten(1)
+    expected_loss, expected_grad = loss_and_gradients(flat, flat_target, None, {}, one)
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(grad.flatten(2), expected_grad)
+
+
 @pytest.mark.parametrize(
     "shape", [(0, 3), (2, 3, 0), (0, 3, 4), (2, 3, 0, 5), (2, 3, 5, 0)], ids=str
 )
@@ -139,6 +152,20 @@ def test_no_classes(device: torch.device) -> None:
         torch.testing.assert_close(loss, torch.full_like(loss, expected), equal_nan=True)
     with pytest.raises(IndexError):
         ce.cross_entropy(logits, torch.zeros_like(ignored))
+
+
+@pytest.mark.parametrize("options", [{}, {"gamma": 2.0}, {"z_loss": 1e-3}], ids=str)
+@pytest.mark.parametrize("shape", [(5, 0), (2, 0, 3)], ids=str)
+def test_no_classes_of_probabilities(
+    shape: tuple[int, ...], options: dict, device: torch.device
+) -> None:
+    """Their sum is 0, whatever memory held before."""
+    logits = torch.empty(shape, device=device, requires_grad=True)
+    ce.cross_entropy(torch.randn(300, 7, device=device), torch.rand(300, 7, device=device))
+    for reduction in ("none", "sum"):
+        loss = ce.cross_entropy(logits, torch.empty_like(logits), reduction=reduction, **options)
+        assert torch.equal(loss, torch.zeros_like(loss))
+        loss.sum().backward()
 
 
 @pytest.mark.parametrize("shape", [(6, 50), (2, 21, 3, 4), (2, 21, 1, 1)], ids=str)

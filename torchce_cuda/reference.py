@@ -56,9 +56,8 @@ def cross_entropy(
         z = _scale_and_cap(logits, logit_scale, logit_softcap)
         log_p, log_not_p, lse = _softmax(z, exact=classes == z.argmax(-1, keepdim=True))
         cost = _modulate(log_p, log_not_p, gamma)
-        # A class masked by -inf has an infinite cost, and none where its probability is 0.
-        cost = torch.where((probability == 0) & (log_p == -torch.inf), 0.0, cost)
-        loss = (probability * weight * cost).sum(-1) + z_loss * lse.square()
+        # A class masked by -inf has an infinite cost, and none where its factor is 0.
+        loss = _unless_impossible(probability * weight, cost, log_p).sum(-1) + z_loss * lse.square()
         divisor = loss.numel()
     else:
         target = target.to(torch.int64)  # before comparing: 156 in uint8 would equal -100
@@ -74,7 +73,7 @@ def cross_entropy(
         target_weight = torch.where(is_target, weight, 0.0).sum(-1)
         loss = target_weight * torch.where(is_target, cost, 0.0).sum(-1)
         if label_smoothing > 0:
-            uniform_loss = (weight * cost).sum(-1) / num_classes
+            uniform_loss = _unless_impossible(weight, cost, log_p).sum(-1) / num_classes
             loss = (1 - label_smoothing) * loss + label_smoothing * uniform_loss
         loss = torch.where(counted, loss + z_loss * lse.square(), 0.0)
         divisor = target_weight.sum()
@@ -132,6 +131,11 @@ def sigmoid_focal_loss(
 def _unless_zero(factor: Tensor, value: Tensor) -> Tensor:
     """``factor * value``, where a factor of 0 wins over whatever the value is."""
     return factor * torch.where(factor == 0, 0.0, value)
+
+
+def _unless_impossible(factor: Tensor, cost: Tensor, log_p: Tensor) -> Tensor:
+    """``factor * cost``, where a class with factor 0 may be impossible: its derivative stays."""
+    return factor * torch.where((factor == 0) & (log_p == -torch.inf), 0.0, cost)
 
 
 def _scale_and_cap(logits: Tensor, scale: float, cap: float | None) -> Tensor:

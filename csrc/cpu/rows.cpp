@@ -114,13 +114,6 @@ class Rows {
                                                              : read_index(problem_, row);
   }
 
-  Acc logit(int64_t row, int64_t index) const {
-    const RowLayout& layout = problem_.logits.layout;
-    const T x = static_cast<const T*>(
-        problem_.logits.data)[layout.offset(row) + index * layout.class_stride];
-    return transform_logit(to_acc(x), scale_, softcap_);
-  }
-
   const T* logits(int64_t row, Span span) const {
     const RowLayout& layout = problem_.logits.layout;
     return static_cast<const T*>(problem_.logits.data) + layout.offset(row) +
@@ -196,6 +189,7 @@ class Rows {
     // the exponentials of a tile of nothing but -inf are about 0
     const Acc reference = sums.row.max == -Acc(INFINITY) ? Acc(0) : sums.row.max;
     const int left_out = part.holds(target) ? static_cast<int>(target - part.begin) : -1;
+    if (left_out >= 0) sums.target_logit = to_acc(z[left_out]);
     const T* next = source + kTile;
     if (!problem_.has_spread()) {
       sums.row.sum = exp_sum<T>(z, part.size, left_out, reference, next);
@@ -213,7 +207,7 @@ class Rows {
     if (left_out >= 0) {
       const Acc target_q = smoothing_.each * weight_of<Acc>(problem_, target);
       sums.row.spread_weight += target_q;
-      sums.row.spread_gap += unless_zero(target_q, reference - to_acc(z[left_out]));
+      sums.row.spread_gap += unless_zero(target_q, reference - sums.target_logit);
     }
     return sums;
   }
@@ -224,12 +218,16 @@ class Rows {
                                    const RowNorm<Acc>& norm) const {
     SpreadTerms<double> total;
     for (int64_t index = 0; index < tiles_; ++index) {
-      const Acc r = -clamp_exponent(sums[index].row.max - norm.max - norm.log_sum);
+      const RowSums<Acc>& row_sums = sums[index].row;
+      const FocalSums<Acc>& focal_sums = sums[index].focal;
+      const Acc distance = norm.log_sum + (norm.max - row_sums.max);
+      const Acc r = -clamp_exponent(-distance);  // beyond, p is 0 and (1 - p)^gamma 1
       const Acc p = exp_nonpos(-r);
       SpreadTerms<Acc> terms;
       if (series_.serves(p, r)) {
-        multiversion(
-            [&] { terms = focal_spread(sums[index].row, sums[index].focal, p, r, series_); });
+        multiversion([&] { terms = focal_spread(row_sums, focal_sums, p, r, series_); });
+        terms.loss =
+            add_unless_zero(terms.loss, row_sums.spread_weight + focal_sums.top, distance - r);
       } else {
         terms = look_again(row, target, index, norm);
       }
@@ -295,9 +293,10 @@ class Rows {
     LaneNorms<Acc, kFinished> norms;
     for (int lane = 0; lane < rows.padded; ++lane) {
       const bool empty = lane >= count || rows.keep[lane] == 0;
-      all.set(lane, empty ? Total{} : merge_tiles(sums + lane * tiles_));
-      all.target_logit[lane] =
-          rows.target[lane] < 0 ? Acc(0) : logit(first + lane, rows.target[lane]);
+      const TileSums<Acc>* of_row = sums + lane * tiles_;
+      const int64_t target = rows.target[lane];
+      all.set(lane, empty ? Total{} : merge_tiles(of_row));
+      all.target_logit[lane] = target < 0 ? Acc(0) : of_row[target / kTile].target_logit;
     }
     normalise_lanes(problem_, rows, all, norms);
     if (problem_.has_focal_spread()) {

@@ -6,6 +6,8 @@
 
 namespace torchce::cpu {
 
+constexpr int kCacheLine = 64;
+
 struct BFloat16 {
   uint16_t bits;
 };

@@ -17,7 +17,6 @@ constexpr int kTile = 2048;
 // A reduction keeps this many partial results, in the same order on every instruction set; its
 // loops run over whole blocks.
 constexpr int kLanes = 32;
-constexpr int kCacheLine = 64;
 
 template <class Acc>
 struct alignas(64) Tile {
@@ -211,7 +210,6 @@ struct Spread {
   const T* stored = nullptr;
   Acc factor = 0, offset = 0;
 
-  bool same() const { return values == nullptr && stored == nullptr; }
   Spread times(Acc by) const { return {values, stored, factor * by, offset * by}; }
 };
 
@@ -248,11 +246,13 @@ void fill_spread(const Spread<T>& spread, int size, acc_t<T>* q) {
   });
 }
 
-// What a tile leaves behind: of its row, and for the series of a focal spread.
+// What a tile leaves behind: of its row, for the series of a focal spread, and the target's logit
+// if it is there, which has to be what the maximum was taken of, to the bit.
 template <class Acc>
 struct TileSums {
   RowSums<Acc> row;
   FocalSums<Acc> focal;
+  Acc target_logit = 0;
 };
 
 // All sums but the maximum, where there is a spread, without the class `left_out`: those of the

@@ -155,7 +155,8 @@ void run(const Arguments& arguments, const Problem& problem, const LaunchPlan& p
 
 void run_rows(const Arguments& arguments, Direction direction, const Call& call) {
   const Problem& problem = arguments.problem;
-  if (problem.rows == 0) return;
+  const bool targets_to_see = problem.target_kind != TargetKind::probabilities;
+  if (problem.rows == 0 || (problem.cols == 0 && !targets_to_see)) return;
   const LaunchPlan plan = plan_for(problem, direction, call);
   if (direction != Direction::forward_backward || !plan.split) {
     return run(arguments, problem, plan, call);

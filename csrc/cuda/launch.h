@@ -20,7 +20,7 @@ struct alignas(16) TargetError {
 struct Job {
   Problem problem;
   LaunchPlan plan;
-  void* partials = nullptr;  // split plans: RowSums<Acc> [rows, segments]
+  void* partials = nullptr;  // split plans: [rows, segments] of RowSums, or of what a series needs
   TargetError* target_error = nullptr;
 };
 

@@ -26,7 +26,6 @@ constexpr int64_t kBlockPackets = 4096;
 // Its threads: as many as let whole batches come out, with up to 4 batches each. 8192 classes, one
 // pass: 82.5 % with 64 threads, 77.5 % with 128; 32000 classes: 87.0 % with 256, 81.5 % with 128.
 constexpr int kFewThreads = 64, kLargestBlock = 256, kBlockBatches = 4;
-constexpr int kLargestCluster = 8;  // what every device with clusters can schedule
 // Of a block that walks along a row. Forward, 128256 classes: 94.1 % with 256 threads; 32000: 87.1,
 // 89.2 and 87.7 % with 256, 128 and 64; 8192: 66 and 81 % with 128 and 64; float32, 32000: 81, 80
 // and 89 %.
@@ -133,7 +132,7 @@ LaunchPlan resident_plan(const PlanQuery& query, int64_t pieces) {
     plan.slots = whole_batches(row_packets(query), plan.lanes);
     return plan;
   }
-  const int largest = query.architecture >= 90 ? kLargestCluster : 1;
+  const int largest = query.architecture >= kClusterArchitecture ? kLargestCluster : 1;
   while (plan.cluster < largest && plan.cluster * kBlockPackets < pieces) plan.cluster *= 2;
   const int64_t part = divide_up(pieces, plan.cluster);
   const int64_t batches = std::min<int64_t>(divide_up(part, kBatch * kFewThreads), kBlockBatches);

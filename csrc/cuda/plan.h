@@ -8,6 +8,10 @@
 
 namespace torchce::cuda {
 
+// What every device with clusters can schedule, and the first architecture that has them.
+constexpr int kLargestCluster = 8;
+constexpr int32_t kClusterArchitecture = 90;
+
 enum class Direction : int32_t { forward, backward, forward_backward };
 
 // resident   a team of threads keeps the whole row in shared memory: one read, whatever follows

@@ -36,10 +36,6 @@ TargetErrors* make_target_errors() {
   return new (memory) TargetErrors;
 }
 
-// The largest that choose_plan makes, and the first architecture that has them.
-constexpr int kLargestCluster = 8;
-constexpr int32_t kClusterArchitecture = 90;
-
 // Of the current device. What cannot be asked now, as where memory has run out, can be later: it is
 // raised, and nothing is remembered.
 Device describe(int32_t index) {
