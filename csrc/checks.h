@@ -134,9 +134,13 @@ inline void check_weight(const Tensor& weight, int64_t classes) {
   }
 }
 
-// As an accumulator holds it: 1e39 is infinite beside logits of float32.
+// As an accumulator holds it: beside logits of float32 1e39 is infinite, and 1e-50 is 0.
+inline double as_accumulator(DType dtype, double value) {
+  return dtype == DType::float64 ? value : static_cast<float>(value);
+}
+
 inline bool finite_beside(DType dtype, double value) {
-  return std::isfinite(dtype == DType::float64 ? value : static_cast<float>(value));
+  return std::isfinite(as_accumulator(dtype, value));
 }
 
 inline void check_options(const RowOptions& options, DType dtype, TargetKind kind,
@@ -153,8 +157,11 @@ inline void check_options(const RowOptions& options, DType dtype, TargetKind kin
   if (!finite_beside(dtype, options.logit_scale)) {
     fail<std::invalid_argument>("logit_scale is ", options.logit_scale, ", but must be finite");
   }
-  if (!(options.logit_softcap >= 0 && finite_beside(dtype, options.logit_softcap))) {
-    fail<std::invalid_argument>("logit_softcap is ", options.logit_softcap, ", but must be > 0");
+  const double softcap = as_accumulator(dtype, options.logit_softcap);
+  const bool off = options.logit_softcap == 0;
+  if (!(off || (softcap > 0 && std::isfinite(softcap)))) {
+    fail<std::invalid_argument>("logit_softcap is ", options.logit_softcap,
+                                ", but must be a finite number > 0");
   }
   if (kind == TargetKind::probabilities && ignore_index >= 0) {
     fail("ignore_index is ", ignore_index, ", but has no meaning for a target of probabilities");

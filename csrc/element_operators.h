@@ -129,7 +129,7 @@ inline Elements make_elements(const Tensor& logits, const ElementArguments& argu
     fail("input has dtype ", dtype_of(logits),
          ", but must be float64, float32, bfloat16 or float16");
   }
-  if (!(arguments.gamma >= 0 && std::isfinite(arguments.gamma))) {
+  if (!(arguments.gamma >= 0 && finite_beside(*dtype, arguments.gamma))) {
     fail<std::invalid_argument>("gamma is ", arguments.gamma, ", but must be a finite number >= 0");
   }
   if (!(arguments.alpha <= 1)) {

@@ -4,7 +4,7 @@
 // width.
 //         Coefficients: Chebyshev fits to the stated interval, error beside each; the rest is
 //         rounding.
-// Device  the hardware's exp2 for float, the CUDA library for everything else.
+// Device  the hardware's exp2 and reciprocal for float, the CUDA library for logarithms and double.
 // double  log and tanh go to the C library: float64 serves gradcheck, where exactness is the point.
 #pragma once
 

@@ -42,10 +42,10 @@ struct Operators {
     Arguments arguments =
         make_arguments(logits, target, weight, ignore_index, reduction,
                        {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
-    const Tensor grad = Backend::empty_gradient(arguments.logits);
-    const Tensor kept = prepare_backward(arguments, grad_loss, state, grad);
-    Backend::backward(arguments);
-    return grad;
+    return make_gradient(logits, [&](const Tensor& grad) {
+      const Tensor kept = prepare_backward(arguments, grad_loss, state, grad);
+      Backend::backward(arguments);
+    });
   }
 
   static void backward_(const Tensor& grad_loss, const Tensor& logits, const Tensor& target,
@@ -71,9 +71,12 @@ struct Operators {
         make_arguments(logits, target, weight, ignore_index, reduction,
                        {label_smoothing, gamma, z_loss, logit_scale, logit_softcap});
     check_normalizer(arguments, normalizer);
-    const Tensor grad = Backend::empty_gradient(arguments.logits);
-    prepare_forward_backward(arguments, grad);
-    return {Backend::forward_backward(arguments, normalizer), grad};
+    Tensor loss;
+    const Tensor grad = make_gradient(logits, [&](const Tensor& grad) {
+      prepare_forward_backward(arguments, grad);
+      loss = Backend::forward_backward(arguments, normalizer);
+    });
+    return {loss, grad};
   }
 
   static Tensor forward_backward_(const Tensor& logits, const Tensor& target, const Weight& weight,
@@ -123,6 +126,18 @@ struct Operators {
     library.impl("cross_entropy_forward_backward_", TORCH_BOX(&Operators::forward_backward_));
     library.impl("cross_entropy_divisor", TORCH_BOX(&Operators::divisor));
     library.impl("scale_", TORCH_BOX(&Operators::scale_));
+  }
+
+ private:
+  // A gradient of dense logits' strides. Where its rows are no RowLayout, as those of expanded
+  // logits of many dimensions may be, compute is given other memory.
+  template <class Compute>
+  static Tensor make_gradient(const Tensor& logits, const Compute& compute) {
+    Tensor grad = Backend::empty_gradient(logits);
+    const Tensor described = with_row_layout(grad);
+    compute(described);
+    if (described.get() != grad.get()) torch::stable::copy_(grad, described);
+    return grad;
   }
 };
 

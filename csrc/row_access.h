@@ -63,7 +63,7 @@ struct TargetTerms {
 // `each` is 0 where nothing is spread. A focal spread leaves the target class to its own term.
 template <class Acc>
 CE_HD TargetTerms<Acc> target_terms(Acc class_weight, Acc kept, Acc each, bool focal_spread) {
-  const Acc spread = each * class_weight;
+  const Acc spread = unless_zero(each, class_weight);
   if (focal_spread) return {mul_add(kept, class_weight, spread), Acc(0)};
   return {kept * class_weight, spread};
 }

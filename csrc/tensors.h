@@ -86,13 +86,9 @@ inline std::optional<RowLayout> row_layout(const Tensor& tensor) {
   return layout;
 }
 
-// Memory for the gradient: the strides of dense logits, so that both are walked the same way; but
-// contiguous where expanded logits had fewer row dimensions than that would have.
+// Memory for the gradient: the strides of dense logits, so that both are walked the same way.
 inline Tensor empty_gradient(const Tensor& logits) {
-  if (!logits.is_contiguous()) {
-    const Tensor grad = torch::stable::empty_like(logits);
-    if (row_layout(grad).has_value()) return grad;
-  }
+  if (!logits.is_contiguous()) return torch::stable::empty_like(logits);
   const auto sizes = logits.sizes();
   return empty_beside(logits, sizes.data(), sizes.size(), logits.scalar_type());
 }
@@ -132,8 +128,8 @@ struct Arguments {
     return static_cast<char*>(state.mutable_data_ptr()) + (has_divisor() ? bytes : 0);
   }
 
-  // Memory for the loss of each row, in the shape of the rows. Where there are no classes no kernel
-  // writes it: probabilities then sum to nothing.
+  // Memory for the loss of each row, in the shape of the rows. Without classes it is 0: then not
+  // every backend has a kernel write it.
   Tensor empty_row_loss() const {
     const auto sizes = logits.sizes();
     std::vector<int64_t> shape(sizes.begin(), sizes.end());

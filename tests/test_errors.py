@@ -120,6 +120,8 @@ EXTRAS = (
     bad_option(ValueError, "logit_softcap|0|> 0", logit_softcap=0.0),
     bad_option(ValueError, "logit_softcap|-1|> 0", logit_softcap=-1.0),
     bad_option(ValueError, "logit_softcap|inf|finite", logit_softcap=INF),
+    bad_option(ValueError, "logit_softcap|1e-50|> 0", logit_softcap=1e-50),
+    bad_option(ValueError, "logit_softcap|1e+39|finite", logit_softcap=1e39),
     bad_option(TypeError, "logit_softcap|float|str", logit_softcap="1"),
     bad_option(TypeError, "normalizer|float|str", normalizer="1"),
     bad_option(ValueError, "normalizer|'mean'|'sum'", normalizer=2.0, reduction="sum"),

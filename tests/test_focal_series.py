@@ -121,6 +121,16 @@ def test_masked_classes(gamma: float) -> None:
     assert smoothed.item() == float("inf")
 
 
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("classes", [20, 1000, 4999])
+def test_no_softmax_and_nothing_to_count(classes: int, gamma: float) -> None:
+    """A row of nothing but -inf is NaN whatever its probabilities."""
+    x = torch.full((2, classes), -torch.inf)
+    x[1] = 0.0
+    loss = ce.cross_entropy(x, torch.zeros_like(x), gamma=gamma, reduction="none")
+    assert loss.isnan().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("kind", ["smoothing", "weight", "probabilities"])
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=problem_id)
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.0])

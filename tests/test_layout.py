@@ -124,6 +124,11 @@ def test_more_dimensions_than_the_expanded_have(device: torch.device) -> None:
     expected_loss, expected_grad = loss_and_gradients(flat, flat_target, None, {}, one)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(grad.flatten(2), expected_grad)
+    torch.library.opcheck(
+        torch.ops.torchce.cross_entropy_forward_backward,
+        (logits, target),
+        test_utils="test_faketensor",
+    )
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,17 @@ def test_broadcast(weight: tuple[int, ...]) -> None:
     check(input, target, torch.rand(weight), pos_weight=1 + torch.rand(weight))
 
 
+def test_many_dimensions_that_merge() -> None:
+    """Dense in another order, they are one; and so is the gradient."""
+    input = torch.randn(2, 3, 2, 3, 2, 3, 2, 3).permute(*range(7, -1, -1))
+    target = torch.rand_like(input)
+    x, y = (z.clone().requires_grad_() for z in (input, input.contiguous()))
+    assert x.stride() == input.stride()
+    ce.sigmoid_focal_loss(x, target).backward()
+    ce.sigmoid_focal_loss(y, target.contiguous()).backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
 def test_more_dimensions_than_merge() -> None:
     """Seven that the weight keeps apart are refused; as a whole tensor the weight is not."""
     input, target = make_inputs((2,) * 7)
@@ -504,6 +515,7 @@ BAD = [
     (RuntimeError, "pos_weight is on meta, but input is on cpu", {"pos_weight": T.to("meta")}),
     (ValueError, "gamma is -1", {"gamma": -1.0}),
     (ValueError, "gamma is inf", {"gamma": INF}),
+    (ValueError, r"gamma is 1e\+39", {"gamma": 1e39}),
     (ValueError, "gamma is nan", {"gamma": NAN}),
     (ValueError, "alpha is 1.5", {"alpha": 1.5}),
     (ValueError, "alpha is nan", {"alpha": NAN}),

@@ -54,8 +54,9 @@ def cross_entropy(
             et al., PaLM, 2022).
         logit_scale: factor of the logits.
         logit_softcap: ``c * tanh(z / c)`` on the scaled logits, c > 0 (Gemma Team, Gemma 2, 2024).
-        normalizer: float or 0-d tensor that the sum is divided by in place of the mean's own
-            divisor, for gradient accumulation; with reduction="mean" only.
+        normalizer: float > 0 or 0-d tensor (whose value is not looked at) that the sum is divided
+            by in place of the mean's own divisor, for gradient accumulation; with reduction="mean"
+            only.
         inplace: the call consumes the logits: their memory becomes their gradient's, which saves
             the gradient's memory, and for "mean" and "sum" of any dtype but float16 also one read
             of the logits, since the gradient is then computed in the forward pass. Afterwards the
@@ -267,7 +268,8 @@ def _overwritable(input: Tensor) -> Tensor:
 
 def _refuse_in_place(**others: Tensor | None) -> None:
     """What wants a gradient beside the logits: plain PyTorch makes it, and keeps the logits."""
-    if _transforms_active() or torch.compiler.is_compiling():
+    ignored = _transforms_active() or forward_ad._current_level >= 0
+    if ignored or torch.compiler.is_compiling():
         return
     for name, other in others.items():
         if other is not None and other.requires_grad:

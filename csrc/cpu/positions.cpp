@@ -2,14 +2,14 @@
 // and transposed (N, C)), and where rows are too short to fill a vector. A block is up to
 // kPositions positions by kClassTile classes in a stack buffer; it may hold several runs of
 // neighbours, since a few positions would leave vectors idle (2 M logits of 1000 classes, forward,
-// one thread: runs of 2 2.4 instead of 14.9 ms, of 8 1.7 instead of 4.4). every loop runs along the
+// one thread: runs of 2 2.4 instead of 14.9 ms, of 8 1.7 instead of 4.4). Every loop runs along the
 // positions, so nothing is permuted in memory, nothing is reduced across lanes, and a position's
 // bits do not depend on its neighbours.
 //
 // Moves     as rows.cpp: forward reads each logit once, backward reads once and writes once. Where
 // all
 //           classes fit one class tile, forward_backward finds its second look in L1.
-// Bound     memory, in runs of kPositions * b bytes per class.
+// Bound     memory, in runs of up to kPositions * b bytes per class.
 #include <algorithm>
 
 #include "kernels.h"
@@ -111,7 +111,7 @@ class Positions {
         multiversion([=] {
           for (int c = 0; c < classes; ++c) {
             const S* line = source + c * step;
-            // the next block's: a stream per class is more than the hardware follows
+            // of a later block: a stream per class is more than the hardware follows
             for (int lane = 0; lane < run; lane += kCacheLine / sizeof(S)) {
               __builtin_prefetch(line + kPositions + lane);
             }
