@@ -96,6 +96,7 @@ CE_HD RowNorm<Acc> normalise(const RowSums<Acc>& all) {
   // a row of nothing but -inf has no distribution: NaN, as log_softmax gives
   norm.sum = all.max == -Acc(INFINITY) ? Acc(NAN) : all.sum;
   norm.log_sum = log_positive(norm.sum);
+  norm.r = norm.log_sum - norm.log_sum;  // and such a row's loss is NaN whatever counts in it
   return norm;
 }
 

@@ -217,7 +217,6 @@ class Rows {
   SpreadTerms<Acc> focal_spread_of(int64_t row, int64_t target, const TileSums<Acc>* sums,
                                    const RowNorm<Acc>& norm) const {
     SpreadTerms<double> total;
-    total.loss = norm.log_sum - norm.log_sum;  // NaN without a softmax, also where all q are 0
     for (int64_t index = 0; index < tiles_; ++index) {
       const RowSums<Acc>& row_sums = sums[index].row;
       const FocalSums<Acc>& focal_sums = sums[index].focal;
