@@ -4,6 +4,7 @@ import pytest
 import torch
 from accuracy import assert_same_bits
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import torchce_cuda as ce
 from torchce_cuda import _ops
@@ -256,6 +257,8 @@ def test_gradients_beside_that_of_the_logits_are_refused(name: str, device: torc
     with pytest.raises(RuntimeError, match=f"(?s)inplace: {name} requires grad.*detach"):
         ce.cross_entropy(1 * logits, **others, inplace=True)
     with torch.no_grad():
+        ce.cross_entropy(1 * logits, **others, inplace=True)
+    with forward_ad.dual_level():
         ce.cross_entropy(1 * logits, **others, inplace=True)
     compiled = torch.compile(ce.cross_entropy, backend="eager", fullgraph=True)
     compiled(1 * logits, **others, inplace=True).backward()  # where it is ignored

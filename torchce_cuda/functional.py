@@ -61,8 +61,9 @@ def cross_entropy(
             the gradient's memory, and for "mean" and "sum" of any dtype but float16 also one read
             of the logits, since the gradient is then computed in the forward pass. Afterwards the
             logits' values are undefined; a later use of them by autograd, or a second backward,
-            raises. Ignored where no gradient is needed, in forward mode, under torch.compile and
-            torch.func.
+            raises. So do logits that cannot be overwritten, and a target, weight or normalizer that
+            wants a gradient beside them. Ignored where no gradient is needed, in forward mode,
+            under torch.compile and torch.func.
 
     Returns:
         The loss, 0-d or with the shape of the rows: float64 for float64 input, else float32, where
